@@ -1,0 +1,31 @@
+"""Checks of shapes and types, and the places of data that no package ships."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.annotations  # noqa: F401  (the hook looks it up by name)
+
+# Must come before the first import of otad: every annotation is then checked at each call, in tests only.
+hook = install_import_hook("otad", "tests.annotations.check")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA_DIR = Path(os.environ.get("OTAD_DATA") or SHARED_DATA)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with MNIST, CIFAR-10 and the tables; tests that need it are skipped where there is none."""
+    if not DATA_DIR.is_dir():
+        pytest.skip(
+            f"no data folder {DATA_DIR}; set OTAD_DATA to the one with MNIST, CIFAR-10 and the tables"
+        )
+    return DATA_DIR
+
+
+@pytest.fixture(autouse=True)
+def own_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test says where data lies; the variable of the shell must not decide."""
+    monkeypatch.delenv("OTAD_DATA", raising=False)
