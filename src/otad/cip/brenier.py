@@ -1,0 +1,216 @@
+"""One potential for all training points: fitted once, evaluated exactly anywhere."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from otad.cip.envelope import EnvelopeSolution, MoreauEnvelope
+from otad.cip.interpolation import BRANCHES, Branch
+from otad.cip.longest_paths import PairTerms, longest_paths
+from otad.cip.regularity import Regularity
+from otad.cip.solution import Solution
+from otad.errors import InfeasibleError
+
+__all__ = ["BrenierPotential"]
+
+PRODUCT_MEMORY = 2**31  # bytes for the pair products kept between the steps of a bisection
+
+
+class BrenierPotential(nn.Module):
+    """A potential in F(l, L) with grad phi(x_i) = z_i at all n points; its gradient is max(|l|, L)-Lipschitz everywhere.
+
+    The lower and the upper extreme potential are Moreau envelopes of n affine pieces (`MoreauEnvelope`); "mean" is half
+    their sum. The Lipschitz bound holds by construction, whatever was fitted; fitting decides the values at the points.
+
+    Args:
+        x: points, shape (n, d), in stem units.
+        z: features, shape (n, d).
+        potentials: phi(x_i), shape (n,).
+        regularity: numbers l < L.
+    """
+
+    x: Tensor
+    z: Tensor
+    potentials: Tensor
+
+    def __init__(
+        self,
+        x: Float[Tensor, "n d"],
+        z: Float[Tensor, "n d"],
+        potentials: Float[Tensor, " n"],
+        regularity: Regularity,
+    ) -> None:
+        super().__init__()
+        self.regularity = regularity
+        self.register_buffer("x", x)
+        self.register_buffer("z", z)
+        self.register_buffer("potentials", potentials.double())
+        l, L = float(regularity.l), float(regularity.L)
+        # Origins in the middle of the data keep the scores small, hence their rounding.
+        self.register_buffer("x_mean", x.mean(0), persistent=False)
+        self.register_buffer("z_mean", z.mean(0), persistent=False)
+        self.lower = self._envelope(1.0, l, L - l)
+        self.upper = self._envelope(-1.0, L, L - l)
+
+    def _envelope(self, sign: float, curvature: float, M: float) -> MoreauEnvelope:
+        """Of +phi from below (sign 1, curvature l) or of -phi from below (sign -1, curvature L)."""
+        x, z = (self.x - self.x_mean).double(), (self.z - self.z_mean).double()
+        slopes = sign * (z - curvature * x)
+        # The slopes as they are stored carry the offsets, so that rounding them keeps f(x_i) = phi(x_i).
+        slopes = slopes.to(self.x.dtype)
+        exact = slopes.double()
+        tilted = self.potentials - (self.z_mean.double() * x).sum(1) - curvature / 2 * x.square().sum(1)
+        offsets = sign * tilted - (exact * x).sum(1) + exact.square().sum(1) / (2 * M)
+        return MoreauEnvelope(slopes, offsets, M)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[override]
+        exact = self.potentials
+        super()._apply(fn, recurse)
+        self.potentials = exact.to(self.x.device)
+        return self
+
+    @property
+    def lipschitz(self) -> float:
+        """max(|l|, L), the Lipschitz constant of the gradient on all of R^d."""
+        return float(self.regularity.lipschitz)
+
+    @classmethod
+    def fit(
+        cls,
+        x: Float[Tensor, "n d"],
+        z: Float[Tensor, "n d"],
+        ratio: float = -1.0,
+        *,
+        regularity: Regularity | None = None,
+        rtol: float = 1e-3,
+        memory: int = PRODUCT_MEMORY,
+    ) -> "BrenierPotential":
+        """Fit the potentials of all points, in the smallest class F(ratio * L, L) that admits them.
+
+        Args:
+            x: distinct points, shape (n, d).
+            z: their features, shape (n, d).
+            ratio: l / L <= 0; ignored where `regularity` is given.
+            regularity: use these bounds instead of searching the smallest.
+            rtol: L is at most this much above the smallest feasible one.
+            memory: bytes for pair products kept between sweeps; beyond, they are computed again.
+
+        Raises:
+            InfeasibleError: the given bounds, or for ratio = 0 any, admit no potential.
+            ValueError: shapes differ, ratio > 0, or equal points carry different features.
+
+        Source: METHOD "Global"; Taylor, Hendrickx, Glineur (2017), Theorem 4.
+        """
+        if x.ndim != 2 or x.shape != z.shape or len(x) == 0:
+            raise ValueError(f"x and z must both be (n, d), n >= 1; got {tuple(x.shape)} and {tuple(z.shape)}")
+        if ratio > 0:
+            raise ValueError(f"ratio = l / L must be <= 0; got {ratio}")
+        with torch.no_grad():
+            terms = PairTerms(x, z, memory)
+            if regularity is not None:
+                l, L = float(regularity.l), float(regularity.L)
+                potentials = longest_paths(terms, l, L - l)
+                if potentials is None:
+                    raise InfeasibleError(f"no potential in F({l:g}, {L:g}) fits all {len(x)} points; raise L or lower l")
+            else:
+                regularity, potentials = _smallest(terms, ratio, rtol)
+            return cls(x, z, potentials, regularity)
+
+    def forward(self, x: Float[Tensor, "m d"], branch: Branch = "mean") -> Solution:
+        """phi at x.
+
+        Returns:
+            value: shape (m,), float64; its gradient is `gradient(x, branch).value`.
+            stats, status: as in `gradient`.
+
+        Raises:
+            ValueError: an unknown branch, or x is not (m, d).
+        """
+        parts = self._extremes(x, branch)
+        shift = x - self.x_mean
+        square, tilt = shift.square().sum(1).double(), (shift * self.z_mean).sum(1).double()
+        curvatures, signs = self._curvatures(branch)
+        total = sum(s * p.value + c / 2 * square for s, p, c in zip(signs, parts, curvatures, strict=True))
+        return Solution(total / len(parts) + tilt, *self._report(parts))
+
+    def gradient(self, x: Float[Tensor, "m d"], branch: Branch = "mean") -> Solution:
+        """The transport map z(x) = grad phi(x).
+
+        Args:
+            x: queries, shape (m, d).
+            branch: "lower", "upper" or "mean".
+
+        Returns:
+            value: features, shape (m, d); differentiable in x.
+            status: CONVERGED where all n pieces were checked and none is violated beyond rounding.
+            stats: "gap" (m,), how far phi can be from its exact value; "feature_error" (m,), the error of z that this
+                allows, at most sqrt(2 (L - l) gap); "rounds" (m,), products with all n points; "indices" and "weights" (m, k), the
+                training points that make up the feature.
+
+        Raises:
+            ValueError: an unknown branch, or x is not (m, d).
+        """
+        parts = self._extremes(x, branch)
+        shift = x - self.x_mean
+        curvatures, signs = self._curvatures(branch)
+        total = sum(s * p.gradient + c * shift for s, p, c in zip(signs, parts, curvatures, strict=True))
+        return Solution(total / len(parts) + self.z_mean, *self._report(parts))
+
+    def smoothed(self, factor: float) -> "BrenierPotential":
+        """The same affine pieces under wider smoothing: M becomes factor * M. For attacks; interpolates nothing."""
+        if not 0 < factor <= 1:
+            raise ValueError(f"factor must be in (0, 1]; got {factor}")
+        wider = BrenierPotential(self.x, self.z, self.potentials, self.regularity)
+        for envelope in (wider.lower, wider.upper):
+            envelope.M *= factor
+        return wider
+
+    def _extremes(self, x: Tensor, branch: Branch) -> list[EnvelopeSolution]:
+        if branch not in BRANCHES:
+            raise ValueError(f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}")
+        if x.ndim != 2 or x.shape[1] != self.x.shape[1]:
+            raise ValueError(f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}")
+        envelopes = {"lower": [self.lower], "upper": [self.upper], "mean": [self.lower, self.upper]}[branch]
+        return [envelope(x - self.x_mean) for envelope in envelopes]
+
+    def _curvatures(self, branch: Branch) -> tuple[list[float], list[int]]:
+        l, L = float(self.regularity.l), float(self.regularity.L)
+        return {"lower": ([l], [1]), "upper": ([L], [-1]), "mean": ([l, L], [1, -1])}[branch]
+
+    def _report(self, parts: list[EnvelopeSolution]) -> tuple[Tensor, dict[str, Tensor]]:
+        gaps = torch.stack([part.gap for part in parts])
+        M = float(self.regularity.curvature_range)
+        stats = {
+            "gap": gaps.amax(0),
+            "feature_error": (2 * M * gaps).sqrt().mean(0),
+            "rounds": torch.stack([part.rounds for part in parts]).sum(0),
+            "indices": torch.cat([part.indices for part in parts], 1),
+            "weights": torch.cat([part.weights for part in parts], 1) / len(parts),
+        }
+        return torch.stack([part.status for part in parts]).amax(0), stats
+
+
+def _smallest(terms: PairTerms, ratio: float, rtol: float) -> tuple[Regularity, Tensor]:
+    """Bisection; the potentials of the last feasible L are kept, so the answer is feasible as it stands."""
+    quotient = terms.quotient()
+    if math.isinf(quotient):
+        raise ValueError("equal points carry different features; merge duplicates first (otad.transport does)")
+    lower = max(quotient / max(1.0, -ratio), 1e-100)
+    upper, potentials = lower * (1 + rtol), None
+    for _ in range(60):
+        potentials = longest_paths(terms, ratio * upper, (1 - ratio) * upper)
+        if potentials is not None:
+            break
+        lower, upper = upper, upper * (1 + 2 * (upper / (lower or upper) - 1)) if upper < 2 * lower else upper * 4
+    if potentials is None:
+        raise InfeasibleError(f"no smoothness admits these {terms.n} points with l / L = {ratio}; use a lower ratio")
+    while upper - lower > rtol * lower:
+        middle = (lower + upper) / 2
+        found = longest_paths(terms, ratio * middle, (1 - ratio) * middle)
+        if found is None:
+            lower = middle
+        else:
+            upper, potentials = middle, found
+    return Regularity(ratio * upper, upper), potentials

@@ -1,0 +1,158 @@
+"""Moreau envelope of a maximum of many affine functions, evaluated exactly by a working set.
+
+    f(x) = min_y max_i [<s_i, y> + a_i] + (M/2) |x - y|^2
+         = max over the simplex of  w . (S x + a) - |S' w|^2 / (2M),
+
+a convex function with M-Lipschitz gradient g = S' w, whatever the slopes s_i and the offsets a_i are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from otad.cip.simplex_qp import at_optimum, solve_simplex_qp
+from otad.cip.solution import Status
+
+__all__ = ["EnvelopeSolution", "MoreauEnvelope"]
+
+FIRST, MORE = 16, 8  # pieces in the first working set, and added per round
+MAX_ROUNDS = 40
+SCORES_AT_ONCE = 2**25  # entries of the (rows, n) score matrix held at a time
+
+
+@dataclass(frozen=True)
+class EnvelopeSolution:
+    """Rows are queries; `value` and `gradient` are differentiable in x, slopes and offsets.
+
+    Attributes:
+        value: f(x), shape (batch,), float64.
+        gradient: g = grad f(x), shape (batch, d).
+        indices: pieces that may carry weight, shape (batch, k).
+        weights: their weights, shape (batch, k), float64, summing to 1.
+        gap: duality gap over all n pieces, shape (batch,): value <= f(x) <= value + gap, and the error of
+            the gradient is at most sqrt(2 M gap).
+        status: CONVERGED where no piece is violated beyond rounding.
+        rounds: products with all n slopes that were needed.
+    """
+
+    value: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "batch d"]
+    indices: Int[Tensor, "batch k"]
+    weights: Float[Tensor, "batch k"]
+    gap: Float[Tensor, " batch"]
+    status: Int[Tensor, " batch"]
+    rounds: Int[Tensor, " batch"]
+
+
+class MoreauEnvelope(nn.Module):
+    """The function above as a module with buffers.
+
+    Args:
+        slopes: s_i, shape (n, d).
+        offsets: a_i, shape (n,), kept in float64.
+        M: smoothness.
+    """
+
+    slopes: Tensor
+    offsets: Tensor
+
+    def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
+        super().__init__()
+        self.register_buffer("slopes", slopes.contiguous(), persistent=False)
+        self.register_buffer("offsets", offsets.double(), persistent=False)
+        self.M = float(M)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[override]
+        """Moves and casts the module; the offsets stay in float64, where sums of many digits are exact enough."""
+        exact = self.offsets
+        super()._apply(fn, recurse)
+        self.offsets = exact.to(self.slopes.device)
+        return self
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
+        """f, its gradient and the proof of exactness at x."""
+        rows = max(1, SCORES_AT_ONCE // len(self.slopes))
+        found = [self._working_set(chunk) for chunk in x.detach().split(rows)]
+        width = max(part[0].shape[1] for part in found)
+        indices, weights, active, gap, tolerance, rounds = (
+            torch.cat([_widened(part[i], width) for part in found]) for i in range(6)
+        )
+        S = self.slopes[indices]
+        offsets = self.offsets[indices]
+        Q, c = self._programme(S, offsets, x)
+        optimum = at_optimum(Q, c, weights, active, rounds)
+        gradient = (optimum.weights.to(S.dtype)[:, None] @ S).squeeze(1)
+        center = (x * S.mean(1)).sum(1) - S.mean(1).square().sum(1) / (2 * self.M)
+        status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_STEPS))
+        return EnvelopeSolution(
+            optimum.value + center.double(), gradient, indices, optimum.weights, gap, status, rounds
+        )
+
+    def _programme(self, S: Tensor, offsets: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and c of the small dual, with the slopes centred: smaller numbers, the same maximiser."""
+        mean = S.mean(1, keepdim=True)
+        centered = S - mean
+        c = (centered @ (x - mean.squeeze(1) / self.M)[:, :, None]).squeeze(2).double() + offsets
+        return (centered @ centered.transpose(1, 2)).double() / self.M, c
+
+    @torch.no_grad()
+    def _working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Indices, weights, active mask (batch, k), gap, tolerance and rounds (batch,)."""
+        n = len(self.slopes)
+        alone = self.offsets - self.slopes.double().square().sum(1) / (2 * self.M)
+        start = self._scores(x, alone.to(x.dtype)).topk(min(FIRST, n), dim=1).indices
+        rows, indices = torch.arange(len(x), device=x.device), start
+        done: list[tuple[Tensor, ...]] = []
+        for round_ in range(1, MAX_ROUNDS + 1):
+            part = x[rows]
+            S, offsets = self.slopes[indices], self.offsets[indices]
+            optimum = solve_simplex_qp(*self._programme(S, offsets, part))
+            nearest = part - (optimum.weights.to(S.dtype)[:, None] @ S).squeeze(1) / self.M
+            inside = (S @ nearest[:, :, None]).squeeze(2).double() + offsets
+            attained = (optimum.weights * inside).sum(1)
+            scores = self._scores(nearest, self.offsets.to(x.dtype))
+            tolerance = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1).double())
+            gap = torch.maximum(scores.amax(1).double(), inside.amax(1)) - attained
+            scores.scatter_(1, indices, -torch.inf)
+            violated = scores.amax(1).double() > attained + tolerance
+            last = round_ == MAX_ROUNDS or indices.shape[1] >= n
+            stop = torch.ones_like(violated) if last else ~violated
+            if stop.any():
+                gap = gap.clamp(min=0)
+                done.append((rows, indices, optimum.weights, gap, tolerance, torch.full_like(rows, round_), stop))
+            if stop.all():
+                break
+            fresh = scores[~stop].topk(min(MORE, n - indices.shape[1]), dim=1).indices
+            rows, indices = rows[~stop], torch.cat([indices[~stop], fresh], 1)
+        return _gathered(done, len(x))
+
+    def _scores(self, y: Tensor, offsets: Tensor) -> Tensor:
+        return torch.addmm(offsets, y, self.slopes.T)
+
+
+def _gathered(done: list[tuple[Tensor, ...]], batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows that ended in different rounds, as one batch whose working sets hold little more than the active pieces."""
+    width = max(int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done)
+    device = done[0][2].device
+    indices = torch.zeros(batch, width, dtype=torch.long, device=device)
+    weights = torch.zeros(batch, width, dtype=torch.float64, device=device)
+    gap, tolerance = (torch.zeros(batch, dtype=torch.float64, device=device) for _ in range(2))
+    rounds = torch.zeros(batch, dtype=torch.long, device=device)
+    for rows, row_indices, row_weights, row_gap, row_tolerance, row_rounds, stop in done:
+        at = rows[stop]
+        # Working sets only grow, so every one is wide enough for the largest number of active pieces kept here.
+        best = row_weights[stop].topk(min(width, row_weights.shape[1]), dim=1)
+        chosen = row_indices[stop].gather(1, best.indices)
+        indices[at], weights[at] = _widened(chosen, width), _widened(best.values, width)
+        gap[at], tolerance[at], rounds[at] = row_gap[stop], row_tolerance[stop], row_rounds[stop]
+    return indices, weights, weights > 0, gap, tolerance, rounds
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    """Repeat the first column: a repeated piece with weight 0 changes nothing."""
+    if rows.ndim == 1 or rows.shape[1] == width:
+        return rows
+    first = rows[:, :1] if rows.dtype == torch.long else torch.zeros_like(rows[:, :1])
+    return torch.cat([rows, first.expand(-1, width - rows.shape[1])], 1)

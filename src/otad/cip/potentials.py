@@ -1,0 +1,131 @@
+"""Potentials of a neighbourhood by longest paths, and the smallest smoothness that admits them."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from otad.cip.gram import InnerProducts, inner_products, squared_distances
+from otad.cip.regularity import Regularity
+from otad.cip.solution import Solution, Status
+
+__all__ = ["feasible_potentials", "smallest_smoothness"]
+
+# A cycle counts as positive only beyond the rounding of the inner products that its weights are made of.
+CYCLE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+def feasible_potentials(
+    x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"], regularity: Regularity
+) -> Solution:
+    """Values of one potential in F(l, L) that has gradient z_i at every x_i.
+
+    The smallest phi >= 0 with phi_i - phi_j >= W_ij for all i, j (see `potential_gaps`): the weight of the longest path
+    that ends in i, found by a max-plus closure. It exists exactly if no cycle has positive weight.
+
+    Args:
+        x_i: neighbours, in stem units.
+        z_i: their features.
+        regularity: the pair l < L.
+
+    Returns:
+        value: phi_i, shape (batch, k), in units of <x, z>, in the dtype of x_i; NaN in infeasible rows.
+        status: INFEASIBLE where none exists; lower l, raise L, or use fewer neighbours.
+        stats: "cycle", the weight of the heaviest cycle found, relative to the largest weight.
+
+    Raises:
+        ValueError: x_i and z_i differ in shape.
+
+    Source: Taylor, Hendrickx, Glineur, Math. Program. 161 (2017), Theorem 4.
+    """
+    return potentials(inner_products(None, x_i, z_i), regularity.l, regularity.curvature_range, x_i.dtype)
+
+
+def potentials(products: InnerProducts, l: float | Tensor, M: float | Tensor, dtype: torch.dtype) -> Solution:
+    """`feasible_potentials` from inner products already at hand."""
+    gaps = products.gaps(l, M)
+    paths, cycle = _closure(gaps)
+    feasible = _relative_cycle(cycle, gaps) <= CYCLE_TOLERANCE[dtype]
+    value = paths.amax(2).clamp(min=0)
+    value = torch.where(feasible[:, None], value, torch.nan)
+    status = torch.where(feasible, int(Status.CONVERGED), int(Status.INFEASIBLE))
+    return Solution(value.to(dtype), status, {"cycle": _relative_cycle(cycle, gaps).detach()})
+
+
+def smallest_smoothness(
+    x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"], ratio: float = -1.0, rtol: float = 1e-8
+) -> Float[Tensor, " batch"]:
+    """Smallest L for which a potential in F(ratio * L, L) has gradient z_i at every x_i.
+
+    Bisection on the cycle test; the classes F(ratio * L, L) grow with L because ratio <= 0.
+
+    Args:
+        x_i: neighbours, in stem units.
+        z_i: their features.
+        ratio: l / L, at most 0.
+        rtol: relative accuracy of the answer, which is feasible itself.
+
+    Returns:
+        L, shape (batch,), in units of z per x; 0 where all z_i are equal and ratio = 0 allows a flat map, inf where no L
+        is enough (equal points with different features, or, for ratio = 0, features that are not cyclically monotone).
+
+    Raises:
+        ValueError: ratio > 0, or shapes that differ.
+    """
+    if ratio > 0:
+        raise ValueError(f"ratio = l / L must be <= 0, where the classes F(ratio L, L) are nested; got {ratio}")
+    with torch.no_grad():
+        products = inner_products(None, x_i, z_i)
+
+        def feasible(smoothness: Tensor) -> Tensor:
+            gaps = products.gaps(ratio * smoothness, (1 - ratio) * smoothness)
+            return _relative_cycle(_closure(gaps)[1], gaps) <= CYCLE_TOLERANCE[x_i.dtype]
+
+        lower, upper = _bracket(products, ratio, feasible, CYCLE_TOLERANCE[x_i.dtype])
+        while (open_rows := (upper - lower > rtol * upper) & upper.isfinite()).any():
+            # Far apart the ends close in on a logarithmic scale, near each other on the plain one.
+            middle = torch.where(upper > 4 * lower, (lower * upper).sqrt(), (lower + upper) / 2)
+            good = feasible(middle)
+            upper = torch.where(open_rows & good, middle, upper)
+            lower = torch.where(open_rows & ~good, middle, lower)
+        return upper.to(x_i.dtype)
+
+
+def _bracket(
+    products: InnerProducts, ratio: float, feasible: Callable[[Tensor], Tensor], tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """A lower end that the pairs alone force (the quotients |dz|/|dx|) and a feasible upper end, 0 or inf."""
+    moved, apart = squared_distances(products.zz), squared_distances(products.dd)
+    together = apart <= tolerance * apart.amax((1, 2), keepdim=True)
+    same = moved <= tolerance * moved.amax((1, 2), keepdim=True)
+    flat = (moved == 0).all(2).all(1) & (ratio == 0)
+    torn = (together & ~same).any(2).any(1)  # one point, two features: no smoothness is enough
+    quotient = torch.where(together, 0, moved / apart.clamp(min=1e-300)).amax((1, 2)).sqrt() / max(1.0, -ratio)
+    upper = quotient.clamp(min=1e-100)
+    found = feasible(upper) | torn
+    for _ in range(40):
+        if found.all():
+            break
+        upper = torch.where(found, upper, upper * 4)
+        found = found | feasible(upper)
+    upper = torch.where(found & ~torn, upper, torch.inf)
+    upper = torch.where(flat, 0, upper)
+    return (quotient * (1 - 1e-6)).clamp(min=1e-100).minimum(upper), upper
+
+
+def _closure(gaps: Float[Tensor, "batch k k"]) -> tuple[Float[Tensor, "batch k k"], Float[Tensor, " batch"]]:
+    """Longest path weights from j to i (row i), and the heaviest cycle, by Floyd and Warshall's sweep.
+
+    Paths of positive cycles grow at most threefold a step; they are cut at a large number so that nothing overflows.
+    """
+    paths = gaps
+    cut = 1e3 * (gaps.detach().abs().amax((1, 2), keepdim=True) * gaps.shape[1] + 1e-300)
+    for k in range(gaps.shape[1]):
+        paths = torch.maximum(paths, paths[:, :, k : k + 1] + paths[:, k : k + 1, :]).minimum(cut)
+    return paths, paths.diagonal(dim1=1, dim2=2).amax(1)
+
+
+def _relative_cycle(cycle: Tensor, gaps: Tensor) -> Tensor:
+    largest = gaps.abs().amax((1, 2))
+    return torch.where(largest > 0, cycle / largest.clamp(min=1e-300), 0)

@@ -1,0 +1,210 @@
+"""Many small concave quadratic programmes on the simplex, solved together, with their adjoint.
+
+    maximise  c . w - w' Q w / 2   over w >= 0, sum w = 1,   Q positive semidefinite.
+
+A feasible primal-dual interior point (Mehrotra's corrector) finds the face, a Newton step on that face sharpens the
+answer, and the better of the two is kept. Both are judged by the duality gap max_i r_i - w . r with r = c - Q w, which
+needs no dual variables and bounds the error of any w.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from otad.cip.batched_cholesky import BatchedCholesky
+from otad.cip.solution import Status
+
+__all__ = ["SimplexOptimum", "solve_simplex_qp"]
+
+MAX_STEPS = 40
+GAP_TOLERANCE = 1e-15  # relative; beyond it rounding rules
+CONVERGED_GAP = 1e-10
+RIDGE = 1e-13  # keeps the solve on a face defined where its points are affinely dependent
+
+
+@dataclass(frozen=True)
+class SimplexOptimum:
+    """Solutions of a batch; `weights` and `value` are differentiable in Q and c.
+
+    Attributes:
+        weights: w, shape (batch, k), float64.
+        value: the maximum, shape (batch,).
+        gap: duality gap at w: how far `value` can be from the maximum, shape (batch,).
+        scale: the size of the programme that gaps are relative to, shape (batch,).
+        status: per row, shape (batch,).
+        steps: of the interior point, shape (batch,).
+    """
+
+    weights: Float[Tensor, "batch k"]
+    value: Float[Tensor, " batch"]
+    gap: Float[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
+    status: Int[Tensor, " batch"]
+    steps: Int[Tensor, " batch"]
+
+
+def solve_simplex_qp(Q: Float[Tensor, "batch k k"], c: Float[Tensor, "batch k"]) -> SimplexOptimum:
+    """Maximise c . w - w' Q w / 2 over the simplex, for every row.
+
+    Args:
+        Q: positive semidefinite, float64.
+        c: scores, float64.
+
+    Returns:
+        The optimum; a row that holds NaN or infinity has status INFEASIBLE and NaN weights.
+
+    Source: Mehrotra, SIAM J. Optim. 2 (1992).
+    """
+    with torch.no_grad():
+        weights, active, steps = _maximize(*_scaled(Q, c))
+        weights, active = weights.T.contiguous(), active.T.contiguous()
+    return at_optimum(Q, c, weights, active, steps)
+
+
+def at_optimum(
+    Q: Float[Tensor, "batch k k"],
+    c: Float[Tensor, "batch k"],
+    weights: Float[Tensor, "batch k"],
+    active: Bool[Tensor, "batch k"],
+    steps: Int[Tensor, " batch"],
+) -> SimplexOptimum:
+    """The optimum of a programme whose maximiser is known: adds the derivatives and the proof (the gap)."""
+    weights = _Maximizer.apply(Q, c, weights, active)  # type: ignore[assignment]
+    # Danskin: the gradient of the maximum is that of the objective at the maximiser.
+    fixed = weights.detach()
+    curved = (Q @ fixed[:, :, None]).squeeze(2)
+    value = (c * fixed).sum(1) - (fixed * curved).sum(1) / 2
+    with torch.no_grad():
+        gap = _gap(c - curved, fixed)
+        scale = _scale(Q, c)
+        status = torch.where(gap <= CONVERGED_GAP * scale, int(Status.CONVERGED), int(Status.MAX_STEPS))
+        status = torch.where(gap.isnan(), int(Status.INFEASIBLE), status)
+    return SimplexOptimum(weights, value, gap, scale, status, steps)
+
+
+def _gap(slack: Float[Tensor, "batch k"], weights: Float[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
+    best = slack.amax(1, keepdim=True)
+    return (weights * (best - slack)).sum(1)
+
+
+def _scale(Q: Float[Tensor, "batch k k"], c: Float[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
+    scale = c.amax(1) - c.amin(1) + Q.diagonal(dim1=1, dim2=2).amax(1)
+    return torch.where(scale > 0, scale, 1)
+
+
+def _scaled(Q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The same programme with entries of order one and the batch last.
+
+    Adding a constant to Q does not change the maximiser and makes Q regular along (1, .., 1).
+    """
+    scale = _scale(Q, c)
+    scaled_c = ((c - c.amax(1, keepdim=True)) / scale[:, None]).T.contiguous()
+    return (Q / scale[:, None, None] + 1).permute(1, 2, 0).contiguous(), scaled_c
+
+
+class _Maximizer(torch.autograd.Function):
+    """w(Q, c), with the derivative by the implicit function theorem on the active face."""
+
+    @staticmethod
+    def forward(ctx: Any, Q: Tensor, c: Tensor, weights: Tensor, active: Tensor) -> Tensor:
+        ctx.save_for_backward(Q, c, weights, active)
+        return weights.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        Q, c, weights, active = ctx.saved_tensors
+        moved = _face_step(_scaled(Q, c)[0], (grad / _scale(Q, c)[:, None]).T, active.T).T
+        outer = moved[:, :, None] * weights[:, None, :]
+        return -(outer + outer.transpose(1, 2)) / 2, moved, None, None
+
+
+def _maximize(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (k, batch), which of them are active, and steps (batch,); entries of Q and c are of order one."""
+    k, batch = c.shape
+    if k == 1:
+        weights = torch.where(c.isnan(), torch.nan, 1.0).to(c)
+        return weights, weights > 0, torch.zeros_like(c[0], dtype=torch.long)
+    weights, slack, steps = _interior_point(Q, c)
+    active = weights > slack
+    sharp = weights * active
+    sharp = sharp / sharp.sum(0)
+    sharp = sharp + _face_step(Q, c - _multiply(Q, sharp), active)
+    sharp = sharp.clamp(min=0)
+    sharp = sharp / sharp.sum(0)
+    # Exact zeros are worth a rounding error: they tell the adjoint the face.
+    better = _gap_last(Q, c, sharp) <= _gap_last(Q, c, weights) + GAP_TOLERANCE
+    return torch.where(better, sharp, weights), torch.where(better, sharp > 0, active), steps
+
+
+def _interior_point(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights w > 0 with sum 1, slacks s = Q w - c + nu > 0 with w . s at rounding level, and steps taken."""
+    k, batch = c.shape
+    weights = torch.full_like(c, 1 / k)
+    reduced = _multiply(Q, weights) - c
+    slack = reduced - reduced.amin(0) + 1
+    steps = torch.zeros(batch, dtype=torch.long, device=c.device)
+    rows = torch.arange(batch, device=c.device)
+    w, s = weights, slack
+    for step in range(MAX_STEPS):
+        running = (w * s).sum(0) > GAP_TOLERANCE
+        if not running.any():
+            break
+        if running.sum() < 0.7 * len(running):
+            # Rows that are done drop out, so that a few hard ones do not cost the whole batch.
+            weights[:, rows], slack[:, rows] = w, s
+            rows, w, s = rows[running], w[:, running], s[:, running]
+            Q, c = Q[:, :, running], c[:, running]
+        w, s = _mehrotra_step(Q, w, s)
+        steps[rows] = step + 1
+    weights[:, rows], slack[:, rows] = w, s
+    return weights, slack, steps
+
+
+def _mehrotra_step(Q: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    mu = (w * s).mean(0)
+    matrix = Q.clone()
+    matrix.diagonal(dim1=0, dim2=1).add_((s / w + RIDGE).T)
+    factor = BatchedCholesky(matrix)
+    predicted = factor.solve(torch.stack([-s, torch.ones_like(s)], 1))
+    ones = predicted[:, 1]
+    dw, ds = _direction(Q, predicted[:, 0], ones)
+    reach = torch.minimum(_reach(w, dw), _reach(s, ds))
+    predicted_mu = ((w + reach * dw) * (s + reach * ds)).mean(0)
+    target = (predicted_mu / mu).clamp(0, 1) ** 3 * mu
+    dw, ds = _direction(Q, factor.solve(((target - dw * ds) / w - s)[:, None])[:, 0], ones)
+    reach = 0.995 * torch.minimum(_reach(w, dw), _reach(s, ds)).clamp(max=1 / 0.995)
+    return w + reach * dw, s + reach * ds
+
+
+def _direction(Q: Tensor, solved: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """A step that keeps sum w = 1 and, by computing ds from dw, dual feasibility to the last bit."""
+    shift = solved.sum(0) / ones.sum(0)
+    dw = solved - shift * ones
+    return dw, _multiply(Q, dw) + shift
+
+
+def _reach(value: Tensor, step: Tensor) -> Tensor:
+    """Largest t with value + t * step >= 0."""
+    return torch.where(step < 0, -value / step, torch.inf).amin(0).clamp(max=1.0)
+
+
+def _face_step(Q: Tensor, right: Tensor, active: Bool[Tensor, "k batch"]) -> Tensor:
+    """The d that solves Q d + shift = right on the active face, sum d = 0, zero elsewhere."""
+    matrix = Q * active * active[:, None]
+    matrix.diagonal(dim1=0, dim2=1).add_(torch.where(active, RIDGE, 1.0).T)
+    solved = BatchedCholesky(matrix).solve(torch.stack([right * active, active.to(Q)], 1))
+    shift = solved[:, 0].sum(0) / solved[:, 1].sum(0)
+    return (solved[:, 0] - shift * solved[:, 1]) * active
+
+
+def _multiply(Q: Float[Tensor, "k k batch"], w: Float[Tensor, "k batch"]) -> Float[Tensor, "k batch"]:
+    return (Q * w).sum(1)
+
+
+def _gap_last(Q: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    slack = c - _multiply(Q, w)
+    return (w * (slack.amax(0) - slack)).sum(0).nan_to_num(torch.inf)
