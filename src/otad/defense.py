@@ -1,0 +1,207 @@
+"""The defended classifier: stem, interpolated transport map, linear head."""
+
+import copy
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from otad.cip import BrenierPotential, Regularity, Solution, smallest_smoothness
+from otad.cip.gram import inner_products
+from otad.cip.interpolation import BRANCHES, Branch, interpolant
+from otad.cip.potentials import potentials
+from otad.errors import InfeasibleError
+from otad.neighbors import nearest_neighbors
+
+__all__ = ["OTAD", "GlobalInterpolation", "Interpolation", "NeighborhoodInterpolation"]
+
+
+class Interpolation(Protocol):
+    """Points to features: a module whose solution's stats name the training points ("indices", "weights")."""
+
+    branch: Branch
+
+    def __call__(self, x: Float[Tensor, "batch d"]) -> Solution: ...
+
+    def smoothed(self, factor: float) -> "nn.Module": ...
+
+
+class OTAD(nn.Module):
+    """A classifier from inputs to logits that is frozen, deterministic and differentiable in its input.
+
+    Args:
+        stem: inputs to points, with its exact Lipschitz constant `stem.lipschitz`.
+        interpolation: points to features, `GlobalInterpolation` or `NeighborhoodInterpolation`.
+        head: features to logits.
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329.
+    """
+
+    def __init__(self, stem: nn.Module, interpolation: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.stem, self.interpolation, self.head = stem, interpolation, head
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        return self.head(self.features(x).value)
+
+    def features(self, x: Float[Tensor, "batch ..."]) -> Solution:
+        """Interpolated features and, in `stats`, how they came about; see the interpolation's docstring."""
+        return self.interpolation(self.stem(x))
+
+    @property
+    def lipschitz(self) -> float | None:
+        """Lipschitz constant from input to feature, or None where only a neighbourhood has one."""
+        if isinstance(self.interpolation, GlobalInterpolation):
+            return float(self.stem.lipschitz) * self.interpolation.potential.lipschitz  # type: ignore[arg-type]
+        return None
+
+    def smoothed(self, factor: float) -> "OTAD":
+        """The same classifier with wider smoothing (M times factor < 1): an attacker's surrogate, not a defence."""
+        return OTAD(self.stem, self.interpolation.smoothed(factor), self.head)  # type: ignore[operator]
+
+    def exact(self) -> "OTAD":
+        """A float64 copy: the same function, evaluated with more digits."""
+        return copy.deepcopy(self).double()
+
+
+class GlobalInterpolation(nn.Module):
+    """One potential for all training points: max(|l|, L)-Lipschitz on all of R^d.
+
+    Args:
+        potential: fitted to the transport map.
+        branch: "lower", "upper" or "mean".
+    """
+
+    def __init__(self, potential: BrenierPotential, branch: Branch = "mean") -> None:
+        super().__init__()
+        self.potential, self.branch = potential, _checked(branch)
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
+        """See `BrenierPotential.gradient`."""
+        return self.potential.gradient(x, self.branch)
+
+    def smoothed(self, factor: float) -> "GlobalInterpolation":
+        return GlobalInterpolation(self.potential.smoothed(factor), self.branch)
+
+
+class NeighborhoodInterpolation(nn.Module):
+    """The published OTAD: a convex integration problem over the K nearest training points of each query.
+
+    Args:
+        x: training points, shape (n, d), in stem units.
+        z: their features, shape (n, d).
+        k: neighbours; all points where there are fewer.
+        regularity: fixed bounds (published: l = 0, L = 2), or None for the smallest feasible L of each neighbourhood.
+        ratio: l / L <= 0 where the bounds are searched.
+        factor: the smallest L is multiplied by this.
+        branch: "lower" (published), "upper" or "mean".
+        infeasible: what to do where the neighbours admit no potential within the bounds. "relax" keeps the bounds and
+            takes the potentials of the smallest class F(-L', L') that admits them: the Lipschitz bound and the hull property
+            stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise" raises.
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 4.
+    """
+
+    x: Tensor
+    z: Tensor
+
+    def __init__(
+        self,
+        x: Float[Tensor, "n d"],
+        z: Float[Tensor, "n d"],
+        *,
+        k: int = 10,
+        regularity: Regularity | None = None,
+        ratio: float = 0.0,
+        factor: float = 1.0,
+        branch: Branch = "lower",
+        infeasible: Literal["relax", "raise"] = "relax",
+        smoothing: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if infeasible not in ("relax", "raise"):
+            raise ValueError(f"infeasible must be 'relax' or 'raise'; got {infeasible!r}")
+        if k < 1 or factor < 1 or ratio > 0:
+            raise ValueError(f"need k >= 1, factor >= 1 and ratio <= 0; got {k}, {factor} and {ratio}")
+        self.register_buffer("x", x)
+        self.register_buffer("z", z)
+        self.k, self.regularity, self.ratio, self.factor = min(k, len(x)), regularity, ratio, factor
+        self.branch, self.infeasible, self.smoothing = _checked(branch), infeasible, smoothing
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
+        """Features; differentiable in x with the neighbours held.
+
+        Returns:
+            value: shape (batch, d).
+            stats: "indices", "weights" (batch, k); "distances" (batch, k); "next_distance" (batch,), to the first point
+                outside the neighbourhood, inf where there is none; "l", "L" (batch,) used; "relaxed" (batch,); and
+                those of `interpolate`.
+
+        Raises:
+            InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.
+        """
+        distances, indices = nearest_neighbors(x.detach(), self.x, min(self.k + 1, len(self.x)))
+        beyond = distances[:, self.k] if distances.shape[1] > self.k else torch.full_like(distances[:, 0], torch.inf)
+        distances, indices = distances[:, : self.k], indices[:, : self.k]
+        # The small problems are solved in float64 throughout: a neighbourhood at its smallest L is tight.
+        x_i, z_i = self.x[indices].double(), self.z[indices].double()
+        with torch.no_grad():
+            regularity, u_i, relaxed = self._potentials(x_i, z_i)
+        query = x.double()
+        products = inner_products(query, x_i, z_i)
+        solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
+        ones = torch.ones_like(beyond)
+        stats = {"indices": indices, "distances": distances, "next_distance": beyond, "relaxed": relaxed}
+        stats |= {"l": ones * regularity.l, "L": ones * regularity.L}
+        return Solution(solution.value.to(x.dtype), solution.status, solution.stats | stats)
+
+    def _potentials(self, x_i: Tensor, z_i: Tensor) -> tuple[Regularity, Tensor, Tensor]:
+        widest = None
+        if self.regularity is not None:
+            regularity = self.regularity
+        else:
+            widest = _positive(smallest_smoothness(x_i, z_i, -1.0))
+            L = widest if self.ratio == -1.0 else _positive(smallest_smoothness(x_i, z_i, self.ratio))
+            L = torch.where(L.isfinite(), L, widest) * self.factor
+            regularity = Regularity(self.ratio * L, L)
+        products = inner_products(None, x_i, z_i)
+        found = potentials(products, regularity.l, regularity.curvature_range, torch.float64)
+        relaxed = found.value.isnan().any(1)
+        if relaxed.any():
+            if self.infeasible == "raise":
+                found.checked()
+            if widest is None:
+                widest = _positive(smallest_smoothness(x_i, z_i, -1.0))
+            if not widest.isfinite().all():
+                raise InfeasibleError("equal training points carry different features; merge duplicates first")
+            wide = potentials(products, -widest * (1 + 1e-6), 2 * widest * (1 + 1e-6), torch.float64)
+            return regularity, torch.where(relaxed[:, None], wide.checked(), found.value), relaxed
+        return regularity, found.value, relaxed
+
+    def smoothed(self, factor: float) -> "NeighborhoodInterpolation":
+        return NeighborhoodInterpolation(
+            self.x,
+            self.z,
+            k=self.k,
+            regularity=self.regularity,
+            ratio=self.ratio,
+            factor=self.factor,
+            branch=self.branch,
+            infeasible=self.infeasible,
+            smoothing=self.smoothing * factor,
+        )
+
+
+def _positive(smoothness: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """A neighbourhood whose features are all equal allows L = 0; any tiny L > 0 gives the same flat map."""
+    return smoothness.clamp(min=1e-6)
+
+
+def _checked(branch: Branch) -> Branch:
+    if branch not in BRANCHES:
+        raise ValueError(f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}")
+    return branch
+
+

@@ -1,0 +1,386 @@
+"""The scikit-learn face: fit, predict, certify, explain, save, load."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
+
+from otad.certificate import ROUNDING, Certificate, certify
+from otad.cip import BrenierPotential, Regularity
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.errors import DataError
+from otad.nn import residual_mlp
+from otad.storage import describing_damage, labels_from_json, labels_to_json, read_model, write_model
+from otad.train.backbone import fit_backbone
+from otad.transport import TransportMap, health, read_transport_map
+
+__all__ = ["Explanation", "OTADClassifier"]
+
+logger = logging.getLogger(__name__)
+
+ALLOWED = {
+    "interpolation": ("global", "neighborhood"),
+    "backbone": ("mlp",),
+    "branch": (None, "lower", "upper", "mean"),
+    "infeasible": ("relax", "raise"),
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The training samples that make up each feature.
+
+    Attributes:
+        indices: of training samples, most weight first, shape (n, k).
+        weights: their convex weights, shape (n, k); rows sum to 1 where k is large enough to hold all active samples.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+
+
+class OTADClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier that fits its training data and comes with certificates.
+
+    A backbone is trained under a transport cost until it is nearly an optimal-transport map; that map is then interpolated
+    by convex integration, so that its Lipschitz constant is known.
+
+    Args:
+        interpolation: "global" (one potential for all training points) or "neighborhood" (the published OTAD).
+        backbone: "mlp".
+        n_blocks, width: residual blocks and their hidden units (None: chosen by the dimension).
+        alpha: weight of the transport cost; 0 trains an ordinary network, whose map has no small Lipschitz constant.
+        margin: weight of the margin that counts the map's Lipschitz quotient while training.
+        epochs: of training; None takes 12, or more where the data set is so small that this is under 500 steps.
+        batch_size, learning_rate: of training.
+        strong_convexity, smoothness: l and L; both None searches the smallest feasible L for the ratio. The published
+            neighbourhood setting is 0 and 2.
+        ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".
+        smoothness_factor: the smallest L is multiplied by this ("neighborhood").
+        branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
+        n_neighbors: K of "neighborhood".
+        infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
+        checkpoint: folder for the state of training after each epoch.
+        resume: go on from that state.
+        device: "cpu", "cuda", ..; None leaves it to accelerate. The fitted module lies on the CPU.
+        mixed_precision: "no", "bf16" or "fp16", for training.
+        verbose: progress bars.
+        random_state: seed of weights and batch order.
+
+    Attributes:
+        classes_, n_features_in_, input_shape_: as seen in fit.
+        module_: `OTAD`, inputs as given to fit -> logits.
+        backbone_: the undefended network, inputs -> logits.
+        transport_: `TransportMap`.
+        history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
+        regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> from otad import OTADClassifier
+        >>> X, y = load_digits(return_X_y=True)
+        >>> clf = OTADClassifier(epochs=20).fit(X[:1000] / 16, y[:1000])
+        >>> certificate = clf.certify(X[1000:] / 16)
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329.
+    """
+
+    def __init__(
+        self,
+        interpolation: str = "global",
+        *,
+        backbone: str = "mlp",
+        n_blocks: int = 5,
+        width: int | None = None,
+        alpha: float = 1e-3,
+        margin: float = 0.5,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        strong_convexity: float | None = None,
+        smoothness: float | None = None,
+        ratio: float | None = None,
+        smoothness_factor: float = 1.0,
+        branch: str | None = None,
+        n_neighbors: int = 10,
+        infeasible: str = "relax",
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+        device: str | None = None,
+        mixed_precision: str = "no",
+        verbose: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.interpolation = interpolation
+        self.backbone = backbone
+        self.n_blocks = n_blocks
+        self.width = width
+        self.alpha = alpha
+        self.margin = margin
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.strong_convexity = strong_convexity
+        self.smoothness = smoothness
+        self.ratio = ratio
+        self.smoothness_factor = smoothness_factor
+        self.branch = branch
+        self.n_neighbors = n_neighbors
+        self.infeasible = infeasible
+        self.checkpoint = checkpoint
+        self.resume = resume
+        self.device = device
+        self.mixed_precision = mixed_precision
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "OTADClassifier":
+        """Train the backbone, read off the transport map, fit the potential.
+
+        Args:
+            X: (n, features), or images (n, c, h, w) in [0, 1]; arrays or a data frame. Certificates are in the units of X,
+                so bring columns to comparable scales first.
+            y: (n,) labels of at least two classes.
+
+        Raises:
+            ValueError: data that cannot be used, or a parameter out of its range.
+        """
+        self._check_parameters()
+        X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True, ensure_min_samples=2)
+        check_classification_targets(y)
+        self.input_shape_ = tuple(X.shape[1:])
+        self.classes_, encoded = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(f"fit needs samples of at least 2 classes; y has only one class, {self.classes_[0]!r}")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        inputs, labels = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(encoded.astype(np.int64))
+
+        self.seconds_: dict[str, float] = {}
+        started = time.perf_counter()
+        self._train(inputs, labels, seed)
+        started = self._lap("train", started)
+        self.transport_ = read_transport_map(self.backbone_, inputs, labels)
+        if self.transport_.conflicts:
+            logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
+        self.health_ = health(self.transport_)
+        started = self._lap("transport map", started)
+        self.module_ = self._defended()
+        self._lap("potential", started)
+        return self
+
+    def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone_ = residual_mlp(
+                inputs.mean(0), len(self.classes_), n_blocks=self.n_blocks, width=self.width
+            )
+        history = fit_backbone(
+            self.backbone_,
+            inputs,
+            labels,
+            alpha=self.alpha,
+            margin=self.margin,
+            epochs=self._epochs(len(inputs)),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=seed,
+            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
+            resume=self.resume,
+            device=self.device,
+            mixed_precision=self.mixed_precision,
+            progress=self.verbose,
+        )
+        self.history_ = [vars(epoch).copy() for epoch in history]
+
+    def _epochs(self, n: int) -> int:
+        if self.epochs is not None:
+            return self.epochs
+        return max(12, math.ceil(500 / math.ceil(n / self.batch_size)))
+
+    def _lap(self, stage: str, started: float) -> float:
+        now = time.perf_counter()
+        self.seconds_[stage] = now - started
+        return now
+
+    def _bounds(self) -> Regularity | None:
+        if self.smoothness is None:
+            return None
+        return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
+
+    def _defended(self, potential: BrenierPotential | None = None) -> OTAD:
+        transport, regularity = self.transport_, self._bounds()
+        interpolation: torch.nn.Module
+        if self.interpolation == "global":
+            ratio = -1.0 if self.ratio is None else self.ratio
+            if potential is None:
+                potential = BrenierPotential.fit(transport.x, transport.z, ratio, regularity=regularity)
+            interpolation = GlobalInterpolation(potential, self.branch or "mean")  # type: ignore[arg-type]
+            self.regularity_, self.lipschitz_ = potential.regularity, potential.lipschitz
+        else:
+            interpolation = NeighborhoodInterpolation(
+                transport.x,
+                transport.z,
+                k=self.n_neighbors,
+                regularity=regularity,
+                ratio=0.0 if self.ratio is None else self.ratio,
+                factor=self.smoothness_factor,
+                branch=self.branch or "lower",  # type: ignore[arg-type]
+                infeasible=self.infeasible,  # type: ignore[arg-type]
+            )
+            self.regularity_, self.lipschitz_ = regularity, None
+        return OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits (n, classes); for two classes their difference (n,), positive for classes_[1]."""
+        logits = self._logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels (n,)."""
+        chosen = self._logits(X).argmax(1).numpy()
+        return self.classes_[chosen]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the logits (n, classes); not calibrated."""
+        return self._logits(X).softmax(1).numpy()
+
+    def certify(self, X: Any, *, rounding: float = ROUNDING) -> Certificate:
+        """Radii within which `predict` provably does not change; see `otad.certificate.certify`."""
+        found = certify(self.module_, self._inputs(X), rounding=rounding)
+        return Certificate(self.classes_[found.label], found.radius, found.kind)
+
+    def explain(self, X: Any, k: int = 10) -> Explanation:
+        """The k training samples with the largest weights in each feature.
+
+        Args:
+            X: as in `predict`.
+            k: samples to name.
+        """
+        inputs = self._inputs(X)
+        rows = [self._explain(part, k) for part in inputs.split(256)]
+        return Explanation(np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows]))
+
+    def _explain(self, inputs: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            stats = self.module_.features(inputs).stats
+        # A point may carry weight in the lower and in the upper potential: add them up.
+        dense = torch.zeros(len(inputs), len(self.transport_.x), dtype=torch.float64)
+        dense.scatter_add_(1, stats["indices"], stats["weights"])
+        best = dense.topk(min(k, dense.shape[1]), dim=1)
+        return self.transport_.samples[best.indices].numpy(), best.values.numpy()
+
+    def training_fit(self) -> dict[str, float]:
+        """How exactly the interpolant reproduces the training set.
+
+        Returns:
+            "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points that the
+            classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
+        """
+        check_is_fitted(self)
+        transport, head = self.transport_, self.backbone_.head
+        with torch.no_grad():
+            z = torch.cat([self.module_.interpolation(part).value for part in transport.x.split(256)])
+            ours, theirs = head(z).argmax(1), head(transport.z).argmax(1)
+        weight = transport.counts / transport.counts.sum()
+        return {
+            "feature_error": float((z - transport.z).abs().amax()),
+            "agreement": float((weight * (ours == theirs)).sum()),
+            "train_accuracy": float((weight * (ours == transport.y)).sum()),
+            "backbone_train_accuracy": float((weight * (theirs == transport.y)).sum()),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
+        check_is_fitted(self)
+        potential = getattr(self.module_.interpolation, "potential", None)
+        tensors = {f"backbone.{name}": value for name, value in self.backbone_.state_dict().items()}
+        tensors |= {f"transport.{name}": getattr(self.transport_, name) for name in TRANSPORT_FIELDS}
+        if isinstance(potential, BrenierPotential):
+            tensors["potentials"] = potential.potentials
+        bounds = self.regularity_
+        facts = {
+            "parameters": self.get_params(),
+            "classes": labels_to_json(self.classes_),
+            "n_features_in": self.n_features_in_,
+            "input_shape": list(self.input_shape_),
+            "conflicts": self.transport_.conflicts,
+            "regularity": None if bounds is None else [bounds.l, bounds.L],
+            "history": self.history_,
+            "health": self.health_,
+            "seconds": self.seconds_,
+        }
+        if hasattr(self, "feature_names_in_"):
+            facts["feature_names_in"] = [str(name) for name in self.feature_names_in_]
+        write_model(Path(folder), facts, tensors)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "OTADClassifier":
+        """Read a classifier that `save` wrote.
+
+        Raises:
+            ModelFolderError: the folder is missing, damaged, or of something else.
+        """
+        facts, tensors = read_model(Path(folder))
+        with describing_damage(Path(folder)):
+            self = cls(**facts["parameters"])
+            self._check_parameters()
+            self.classes_ = labels_from_json(facts["classes"])
+            self.n_features_in_, self.input_shape_ = facts["n_features_in"], tuple(facts["input_shape"])
+            if "feature_names_in" in facts:
+                self.feature_names_in_ = np.array(facts["feature_names_in"], dtype=object)
+            self.history_, self.health_, self.seconds_ = facts["history"], facts["health"], facts["seconds"]
+            weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+            self.backbone_ = residual_mlp(
+                torch.zeros(self.input_shape_), len(self.classes_), n_blocks=self.n_blocks, width=self.width
+            )
+            self.backbone_.load_state_dict(weights)
+            self.backbone_.eval().requires_grad_(False)
+            fields = {name: tensors[f"transport.{name}"] for name in TRANSPORT_FIELDS}
+            self.transport_ = TransportMap(**fields, conflicts=facts["conflicts"])
+            potential = None
+            if self.interpolation == "global":
+                bounds = Regularity(*facts["regularity"])
+                potential = BrenierPotential(fields["x"], fields["z"], tensors["potentials"], bounds)
+            self.module_ = self._defended(potential)
+        return self
+
+    def _logits(self, X: Any) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.module_(part) for part in self._inputs(X).split(256)])
+
+    def _inputs(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float32, allow_nd=True)
+        if X.shape[1:] != self.input_shape_:
+            raise DataError(f"X has samples of shape {X.shape[1:]}, but fit saw samples of shape {self.input_shape_}")
+        return torch.from_numpy(np.ascontiguousarray(X))
+
+    def _check_parameters(self) -> None:
+        for name, allowed in ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                options = ", ".join(map(repr, allowed))
+                raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors"):
+            value = getattr(self, name)
+            if name == "epochs" and value is None:
+                continue
+            if not (isinstance(value, int | np.integer) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+        for name in ("alpha", "margin"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate!r}")
+        self._bounds()
+
+
+TRANSPORT_FIELDS = ("x", "z", "y", "samples", "counts")

@@ -1,0 +1,196 @@
+"""Fit a backbone under the transport cost: one loop for every network, on whatever devices accelerate finds."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+from otad.nn.backbone import Backbone
+from otad.train.state import TrainingState
+
+__all__ = ["Epoch", "fit_backbone"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the progress bar shows and the report plots.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean training loss, cross entropy plus alpha times the transport cost.
+        transport_cost: mean over the training samples, in squared stem units.
+        accuracy: share of training samples classified correctly while training.
+        seconds: wall time since training began.
+    """
+
+    epoch: int
+    loss: float
+    transport_cost: float
+    accuracy: float
+    seconds: float
+
+
+def fit_backbone(
+    backbone: Backbone,
+    x: Float[Tensor, "n ..."],
+    y: Int[Tensor, " n"],
+    *,
+    alpha: float = 1e-3,
+    margin: float = 0.0,
+    epochs: int = 30,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    mixed_precision: str = "no",
+    progress: bool = False,
+) -> list[Epoch]:
+    """Minimise cross entropy + alpha * transport cost by AdamW with a cosine schedule, in place.
+
+    Args:
+        backbone: trained in place and left in eval mode on the CPU.
+        x: training inputs.
+        y: class indices.
+        alpha: weight of the transport cost; 0 trains an ordinary network.
+        margin: weight of a margin in feature units: adds margin * Q * |w_j - w_y| to the wrong logits, Q the largest
+            |z_i - z_j| / |x_i - x_j| in the batch, so that the loss counts what the Lipschitz bound will cost.
+        epochs, batch_size, learning_rate, weight_decay: the schedule.
+        seed: of the batch order; the caller seeds the weights.
+        checkpoint: folder for the last epoch's state, written after every epoch.
+        resume: go on from the checkpoint where there is one.
+        device: "cpu", "cuda", ..; None leaves it to accelerate.
+        mixed_precision: "no", "bf16" or "fp16".
+        progress: show a bar with loss, transport cost and accuracy.
+
+    Returns:
+        One `Epoch` per epoch, those before a resumed checkpoint included.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 3; METHOD sections 1 and 3.
+    """
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    order = _Shuffled(len(x), seed)
+    loader = DataLoader(_Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=_first)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    objective, optimizer, loader = accelerator.prepare(_Objective(backbone, alpha, margin), optimizer, loader)
+    settings = {"alpha": alpha, "margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "n": len(x)}
+    state = TrainingState(checkpoint, "backbone", settings)
+    history = [Epoch(**row) for row in state.load(backbone, optimizer)] if resume else []
+    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
+    show = progress and accelerator.is_local_main_process
+    objective.train()
+    with tqdm(total=epochs, initial=len(history), desc="training", unit="epoch", disable=not show) as bar:
+        for epoch in range(len(history), epochs):
+            order.epoch = epoch
+            sums = torch.zeros(4, device=accelerator.device)
+            for step, (inputs, labels) in enumerate(loader):
+                _set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
+                loss, cost, accuracy = objective(inputs, labels)
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                optimizer.step()
+                facts = torch.stack([loss.detach(), cost, accuracy, torch.ones_like(accuracy)])
+                sums += len(labels) * facts.float()
+            *means, _ = _mean(accelerator, sums).tolist()
+            history.append(Epoch(epoch + 1, *means, time.perf_counter() - started))
+            bar.set_postfix(loss=f"{means[0]:.3f}", transport=f"{means[1]:.2f}", accuracy=f"{means[2]:.1%}")
+            bar.update()
+            logger.debug("%s", history[-1])
+            if accelerator.is_main_process:
+                state.save(backbone, optimizer, [asdict(row) for row in history])
+    backbone.to("cpu").eval().requires_grad_(False)
+    return history
+
+
+def _mean(accelerator: Accelerator, sums: Tensor) -> Tensor:
+    total = accelerator.reduce(sums, "sum")
+    return total / total[3]  # type: ignore[index]
+
+
+class _Objective(nn.Module):
+    """Loss, transport cost and accuracy of a batch; a module of its own so that any engine can wrap it."""
+
+    def __init__(self, backbone: Backbone, alpha: float, margin: float) -> None:
+        super().__init__()
+        self.backbone, self.alpha, self.margin = backbone, alpha, margin
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        points = self.backbone.stem(inputs)
+        z, cost = self.backbone.transport(points)
+        logits = self.backbone.head(z)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        if self.margin:
+            logits = logits + self.margin * _quotient(points, z) * _row_distances(self.backbone.head.weight, labels)
+        loss = nn.functional.cross_entropy(logits, labels) + self.alpha * cost.mean()
+        return loss, cost.detach().mean(), accuracy
+
+
+def _quotient(points: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]) -> Tensor:
+    """Largest |z_i - z_j| / |x_i - x_j| of the batch."""
+    apart = torch.pdist(points)
+    return torch.where(apart > 0, torch.pdist(z) / apart.clamp(min=1e-12), 0).amax() if len(z) > 1 else z.new_ones(())
+
+
+def _row_distances(rows: Float[Tensor, "classes d"], labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+    """|w_j - w_y|, 0 for j = y."""
+    squared = (rows[None] - rows[labels][:, None]).square().sum(2)
+    others = torch.ones_like(squared, dtype=torch.bool).scatter(1, labels[:, None], False)
+    return torch.where(others, squared.clamp(min=1e-12).sqrt(), 0)
+
+
+class _Batches(Dataset):
+    """Whole batches at once: one index operation instead of one per sample."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        chosen = torch.as_tensor(indices)
+        return [(self.x[chosen], self.y[chosen])]
+
+
+def _first(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return items[0]
+
+
+class _Shuffled(Sampler[int]):
+    """An order that depends on seed and epoch alone, so that a resumed run sees the batches it would have seen."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(self.n, generator=generator).tolist())
+
+
+def _set_rate(optimizer: Any, learning_rate: float, progress: float) -> None:
+    """Linear warm-up over the first twentieth, then a half cosine to zero."""
+    warm = min(1.0, progress / 0.05 + 1e-3)
+    rate = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
