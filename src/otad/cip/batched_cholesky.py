@@ -1,7 +1,7 @@
 """Cholesky factors of many small matrices at once, with the batch as the last and contiguous axis.
 
 LAPACK is called once per matrix, which costs more than factoring a 10 x 10 matrix does. With the batch last, column j of
-all matrices is one vectorised operation. Above `SMALL` rows the library's batched routine is faster.
+all matrices is one vectorised operation. The library's routine serves large matrices and small batches better.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["BatchedCholesky"]
 
 SMALL = 40
+MANY = 8  # matrices per row from which on the vectorised columns win
 PIVOT_FLOOR = 1e-30  # a pivot lost to rounding: keep going, the caller judges the result by its residual
 
 
@@ -22,7 +23,8 @@ class BatchedCholesky:
     """
 
     def __init__(self, matrix: Float[Tensor, "k k batch"]) -> None:
-        self.small = matrix.shape[0] <= SMALL
+        k, _, batch = matrix.shape
+        self.small = k <= SMALL and batch >= MANY * k
         if self.small:
             self.inverse_pivots = _factor(matrix)
             self.lower = matrix
@@ -30,7 +32,7 @@ class BatchedCholesky:
             lower, failed = torch.linalg.cholesky_ex(matrix.permute(2, 0, 1).contiguous())
             if failed.any():
                 jitter = 1e-12 * matrix.diagonal(dim1=0, dim2=1).amax(1)[failed > 0]
-                identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+                identity = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
                 again = matrix.permute(2, 0, 1)[failed > 0] + jitter[:, None, None] * identity
                 lower[failed > 0] = torch.linalg.cholesky_ex(again).L
             self.lower = lower

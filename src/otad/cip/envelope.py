@@ -19,6 +19,7 @@ __all__ = ["EnvelopeSolution", "MoreauEnvelope"]
 
 FIRST, MORE = 16, 8  # pieces in the first working set, and added per round
 MAX_ROUNDS = 40
+SOLVER_GAP = 1e-12  # of the small programmes, relative to their scale
 SCORES_AT_ONCE = 2**25  # entries of the (rows, n) score matrix held at a time
 
 
@@ -57,18 +58,20 @@ class MoreauEnvelope(nn.Module):
 
     slopes: Tensor
     offsets: Tensor
+    halves: Tensor
 
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
         super().__init__()
         self.register_buffer("slopes", slopes.contiguous(), persistent=False)
         self.register_buffer("offsets", offsets.double(), persistent=False)
+        self.register_buffer("halves", slopes.double().square().sum(1) / 2, persistent=False)
         self.M = float(M)
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
-        """Moves and casts the module; the offsets stay in float64, where sums of many digits are exact enough."""
-        exact = self.offsets
+        """Moves and casts the module; offsets and squares stay in float64, because their sums lose many digits."""
+        offsets, halves = self.offsets, self.halves
         super()._apply(fn, recurse)
-        self.offsets = exact.to(self.slopes.device)
+        self.offsets, self.halves = offsets.to(self.slopes.device), halves.to(self.slopes.device)
         return self
 
     def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
@@ -101,7 +104,7 @@ class MoreauEnvelope(nn.Module):
     def _working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Indices, weights, active mask (batch, k), gap, tolerance and rounds (batch,)."""
         n = len(self.slopes)
-        alone = self.offsets - self.slopes.double().square().sum(1) / (2 * self.M)
+        alone = self.offsets - self.halves / self.M
         start = self._scores(x, alone.to(x.dtype)).topk(min(FIRST, n), dim=1).indices
         rows, indices = torch.arange(len(x), device=x.device), start
         done: list[tuple[Tensor, ...]] = []
@@ -110,13 +113,14 @@ class MoreauEnvelope(nn.Module):
             S, offsets = self.slopes[indices], self.offsets[indices]
             optimum = solve_simplex_qp(*self._programme(S, offsets, part))
             nearest = part - (optimum.weights.to(S.dtype)[:, None] @ S).squeeze(1) / self.M
-            inside = (S @ nearest[:, :, None]).squeeze(2).double() + offsets
-            attained = (optimum.weights * inside).sum(1)
             scores = self._scores(nearest, self.offsets.to(x.dtype))
-            tolerance = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1).double())
+            inside = scores.gather(1, indices).double()
+            attained = (optimum.weights * inside).sum(1)
+            rounding = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1).double())
+            tolerance = rounding + SOLVER_GAP * optimum.scale
             gap = torch.maximum(scores.amax(1).double(), inside.amax(1)) - attained
             scores.scatter_(1, indices, -torch.inf)
-            violated = scores.amax(1).double() > attained + tolerance
+            violated = scores.amax(1).double() > inside.amax(1) + rounding
             last = round_ == MAX_ROUNDS or indices.shape[1] >= n
             stop = torch.ones_like(violated) if last else ~violated
             if stop.any():
@@ -125,24 +129,25 @@ class MoreauEnvelope(nn.Module):
             if stop.all():
                 break
             fresh = scores[~stop].topk(min(MORE, n - indices.shape[1]), dim=1).indices
-            rows, indices = rows[~stop], torch.cat([indices[~stop], fresh], 1)
-        return _gathered(done, len(x))
+            # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
+            weights = optimum.weights[~stop]
+            kept = weights.topk(int((weights > 0).sum(1).amax()), dim=1).indices
+            rows, indices = rows[~stop], torch.cat([indices[~stop].gather(1, kept), fresh], 1)
+        return _gathered(done, len(x), x.device)
 
     def _scores(self, y: Tensor, offsets: Tensor) -> Tensor:
         return torch.addmm(offsets, y, self.slopes.T)
 
 
-def _gathered(done: list[tuple[Tensor, ...]], batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gathered(done: list[tuple[Tensor, ...]], batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows that ended in different rounds, as one batch whose working sets hold little more than the active pieces."""
-    width = max(int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done)
-    device = done[0][2].device
+    width = max((int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done), default=1)
     indices = torch.zeros(batch, width, dtype=torch.long, device=device)
     weights = torch.zeros(batch, width, dtype=torch.float64, device=device)
     gap, tolerance = (torch.zeros(batch, dtype=torch.float64, device=device) for _ in range(2))
     rounds = torch.zeros(batch, dtype=torch.long, device=device)
     for rows, row_indices, row_weights, row_gap, row_tolerance, row_rounds, stop in done:
         at = rows[stop]
-        # Working sets only grow, so every one is wide enough for the largest number of active pieces kept here.
         best = row_weights[stop].topk(min(width, row_weights.shape[1]), dim=1)
         chosen = row_indices[stop].gather(1, best.indices)
         indices[at], weights[at] = _widened(chosen, width), _widened(best.values, width)

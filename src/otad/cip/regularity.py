@@ -27,7 +27,7 @@ class Regularity:
     L: float | Tensor
 
     def __post_init__(self) -> None:
-        l, L = torch.as_tensor(self.l), torch.as_tensor(self.L)
+        l, L = (torch.as_tensor(bound, dtype=torch.float64) for bound in (self.l, self.L))
         if not (torch.isfinite(l).all() and torch.isfinite(L).all() and (l < L).all() and (L > 0).all()):
             raise ValueError(f"Regularity needs finite l < L and L > 0; got l = {self.l}, L = {self.L}")
 

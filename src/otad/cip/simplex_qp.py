@@ -2,7 +2,7 @@
 
     maximise  c . w - w' Q w / 2   over w >= 0, sum w = 1,   Q positive semidefinite.
 
-A feasible primal-dual interior point (Mehrotra's corrector) finds the face, a Newton step on that face sharpens the
+A feasible primal-dual interior point (Mehrotra's corrector, weighted) finds the face, a Newton step on that face sharpens the
 answer, and the better of the two is kept. Both are judged by the duality gap max_i r_i - w . r with r = c - Q w, which
 needs no dual variables and bounds the error of any w.
 """
@@ -56,7 +56,7 @@ def solve_simplex_qp(Q: Float[Tensor, "batch k k"], c: Float[Tensor, "batch k"])
     Returns:
         The optimum; a row that holds NaN or infinity has status INFEASIBLE and NaN weights.
 
-    Source: Mehrotra, SIAM J. Optim. 2 (1992).
+    Source: Mehrotra, SIAM J. Optim. 2 (1992); weighted corrector of Colombo and Gondzio, Comput. Optim. Appl. 41 (2008).
     """
     with torch.no_grad():
         weights, active, steps = _maximize(*_scaled(Q, c))
@@ -148,7 +148,7 @@ def _interior_point(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) 
     slack = reduced - reduced.amin(0) + 1
     steps = torch.zeros(batch, dtype=torch.long, device=c.device)
     rows = torch.arange(batch, device=c.device)
-    w, s = weights, slack
+    w, s = weights.clone(), slack.clone()
     for step in range(MAX_STEPS):
         running = (w * s).sum(0) > GAP_TOLERANCE
         if not running.any():
@@ -173,9 +173,9 @@ def _mehrotra_step(Q: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     ones = predicted[:, 1]
     dw, ds = _direction(Q, predicted[:, 0], ones)
     reach = torch.minimum(_reach(w, dw), _reach(s, ds))
-    predicted_mu = ((w + reach * dw) * (s + reach * ds)).mean(0)
-    target = (predicted_mu / mu).clamp(0, 1) ** 3 * mu
-    dw, ds = _direction(Q, factor.solve(((target - dw * ds) / w - s)[:, None])[:, 0], ones)
+    # The second-order term counts as far as the predictor can go: in full it makes the iteration cycle.
+    target = (1 - reach) ** 2 * mu - reach * dw * ds
+    dw, ds = _direction(Q, factor.solve((target / w - s)[:, None])[:, 0], ones)
     reach = 0.995 * torch.minimum(_reach(w, dw), _reach(s, ds)).clamp(max=1 / 0.995)
     return w + reach * dw, s + reach * ds
 

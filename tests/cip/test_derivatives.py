@@ -1,0 +1,104 @@
+"""Jacobians of the interpolant: finite differences, eigenvalues, Lipschitz quotients."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from otad.cip import Regularity, feasible_potentials, interpolate
+
+from .problems import BOUNDS, BRANCHES, Branch, known_problem, solve
+
+
+def jacobian(
+    x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor, regularity: Regularity, branch: Branch
+) -> Tensor:
+    """(batch, d, d) by one backward pass per feature."""
+    x = x.clone().requires_grad_()
+    z = interpolate(x, x_i, z_i, u_i, regularity, branch=branch).checked()
+    columns = [torch.autograd.grad(z[:, j].sum(), x, retain_graph=True)[0] for j in range(x.shape[1])]
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize(("l", "L"), BOUNDS)
+def test_jacobian_is_symmetric_with_two_eigenvalues(l: float, L: float) -> None:
+    p = known_problem(16, 8, 4, l, L, seed=31, spread=0.5)
+    jacobians = {branch: jacobian(p.x, p.x_i, p.z_i, p.phi_i, p.regularity, branch) for branch in BRANCHES}
+    for branch in BRANCHES:
+        torch.testing.assert_close(jacobians[branch], jacobians[branch].mT, atol=1e-8, rtol=0)
+        eigenvalues = torch.linalg.eigvalsh(jacobians[branch])
+        assert l - 1e-8 <= eigenvalues.min() <= eigenvalues.max() <= L + 1e-8
+        if branch != "mean":
+            assert torch.minimum((eigenvalues - l).abs(), (eigenvalues - L).abs()).max() <= 1e-7
+            assert ((eigenvalues - l).abs() < 1e-7).any()
+            assert ((eigenvalues - L).abs() < 1e-7).any()
+    torch.testing.assert_close(
+        jacobians["mean"], 0.5 * (jacobians["lower"] + jacobians["upper"]), atol=1e-10, rtol=0
+    )
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(("l", "L"), [(-1.0, 1.0), (0.0, 2.0), (0.3, 1.5)])
+@pytest.mark.parametrize(("k", "d"), [(6, 3), (3, 4), (1, 2)])
+def test_gradcheck_in_x(branch: Branch, l: float, L: float, k: int, d: int) -> None:
+    p = known_problem(2, k, d, l, L, seed=32)
+
+    def feature(x: Tensor) -> Tensor:
+        return interpolate(x, p.x_i, p.z_i, p.phi_i, p.regularity, branch=branch).checked()
+
+    assert torch.autograd.gradcheck(feature, (p.x.clone().requires_grad_(),), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(("l", "L"), [(-1.0, 1.0), (0.0, 2.0)])
+def test_gradcheck_in_everything(branch: Branch, l: float, L: float) -> None:
+    """Pieces need not fit any potential; in general position the active set does not change nearby."""
+    rng = np.random.default_rng(33)
+    shapes = ((1, 2), (1, 4, 2), (1, 4, 2), (1, 4))
+    inputs = tuple(torch.from_numpy(rng.normal(size=shape)).requires_grad_() for shape in shapes)
+
+    def feature(x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor) -> Tensor:
+        return interpolate(x, x_i, z_i, u_i, Regularity(l=l, L=L), branch=branch).checked()
+
+    assert torch.autograd.gradcheck(feature, inputs, eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_feature_is_the_gradient_of_the_value(branch: Branch) -> None:
+    p, h = known_problem(8, 8, 3, l=-0.5, L=1.0, seed=34), 1e-5
+    z = solve(p, branch).checked()
+    for j, step in enumerate(h * torch.eye(3, dtype=torch.float64)):
+        up, down = (
+            interpolate(p.x + sign * step, p.x_i, p.z_i, p.phi_i, p.regularity, branch=branch).stats["value"]
+            for sign in (1, -1)
+        )
+        torch.testing.assert_close((up - down) / (2 * h), z[:, j], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(("l", "L"), [(-2.0, 2.0), (-0.5, 1.0), (-3.0, 1.0), (0.0, 2.0), (0.3, 1.5)])
+def test_lipschitz_quotients(branch: Branch, l: float, L: float) -> None:
+    """With the same neighbours z(.) is max(|l|, L)-Lipschitz, and l <= <dz, dx> / |dx|^2 <= L."""
+    pairs, k, d = 400, 8, 3
+    p = known_problem(1, k, d, l, L, seed=29, spread=0.7)
+    rng = np.random.default_rng(30)
+    x = torch.from_numpy(rng.normal(size=(pairs, d)))
+    y = x + torch.from_numpy(rng.normal(size=(pairs, d)) * 10.0 ** rng.uniform(-3, 0.5, size=(pairs, 1)))
+    x_i, z_i, u_i = (t.expand(pairs, *t.shape[1:]) for t in (p.x_i, p.z_i, p.phi_i))
+    z_x = interpolate(x, x_i, z_i, u_i, p.regularity, branch=branch).checked()
+    z_y = interpolate(y, x_i, z_i, u_i, p.regularity, branch=branch).checked()
+    dx, dz = y - x, z_y - z_x
+    lipschitz = max(abs(l), L)
+    assert (dz.norm(dim=1) / dx.norm(dim=1)).max() <= lipschitz * (1 + 1e-6)
+    curvature = (dz * dx).sum(1) / (dx**2).sum(1)
+    assert curvature.min() >= l - 1e-6 * lipschitz
+    assert curvature.max() <= L + 1e-6 * lipschitz
+
+
+def test_flat_inside_one_piece_for_convex_potentials() -> None:
+    """l = 0 and one active point: the Jacobian is exactly zero, which attacks must know about."""
+    x_i = torch.tensor([[[0.0, 0.0], [10.0, 0.0]]], dtype=torch.float64)
+    z_i = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
+    u_i = feasible_potentials(x_i, z_i, Regularity(l=0.0, L=2.0)).checked()
+    x = torch.tensor([[0.5, 0.3]], dtype=torch.float64)
+    assert jacobian(x, x_i, z_i, u_i, Regularity(l=0.0, L=2.0), "lower").abs().max() <= 1e-12

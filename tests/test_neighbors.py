@@ -1,0 +1,34 @@
+"""Neighbours against a k-d tree."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from otad.neighbors import nearest_neighbors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_equals_a_kd_tree(dtype: torch.dtype, offset: float) -> None:
+    rng = np.random.default_rng(0)
+    points, x = rng.normal(size=(300, 5)) + offset, rng.normal(size=(40, 5)) + offset
+    points, x = (torch.tensor(a, dtype=dtype) for a in (points, x))
+    distances, indices = nearest_neighbors(x, points, 7)
+    expected, order = cKDTree(points.double().numpy()).query(x.double().numpy(), 7)
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=1e-9)
+    np.testing.assert_array_equal(indices.numpy(), order)
+
+
+def test_ties_go_to_the_smaller_index_and_zero_is_exact() -> None:
+    points = torch.tensor([[1.0], [-1.0], [0.25], [1.0]])
+    distances, indices = nearest_neighbors(torch.zeros(1, 1), points, 4)
+    assert indices.tolist() == [[2, 0, 1, 3]]
+    assert nearest_neighbors(points, points, 1)[0].amax() == 0
+    assert distances.tolist() == [[0.25, 1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_k_out_of_range(k: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and"):
+        nearest_neighbors(torch.zeros(1, 2), torch.zeros(4, 2), k)
