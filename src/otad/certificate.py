@@ -13,6 +13,7 @@ from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 __all__ = ["Certificate", "certify"]
 
 ROUNDING = 1e-4
+RETRIEVAL_ROUNDING = 1e-6  # of distances in float32, relative: neighbours closer to a tie than this may swap
 TRAINING_POINTS_AT_ONCE = 2**24
 
 
@@ -114,7 +115,9 @@ def _neighborhood(
     if conditional:
         return free, np.full(len(points), "conditional", object)
     # A distance to a training point changes by at most r when x moves by r, so the set stays while 2 r < the gap.
-    radius = free.minimum((stats["next_distance"] - stats["distances"][:, -1]) / 2)
+    room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
+    room = torch.where(room.isfinite(), room - RETRIEVAL_ROUNDING * (1 + stats["next_distance"]), room).clamp(min=0)
+    radius = free.minimum(room)
     kind = np.full(len(points), "neighborhood", object)
     if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
         classes = model.head(interpolation.z).argmax(1)
@@ -152,5 +155,4 @@ def _unanimous(
         apart = torch.cdist(inside[chosen], outside.expand(len(part), -1, -1)).clamp(min=1e-12)
         bound = (d_out[part][:, None] - d_in[part].gather(1, chosen)[:, :, None]) / (2 * apart)
         radius[part] = bound.topk(k, dim=1).values[:, -1].amin(1)
-    # Squared distances carry rounding of order 1e-14; the allowance is far above it.
-    return (radius - 1e-7 * (1 + radius.abs())).clamp(min=0)
+    return (radius - RETRIEVAL_ROUNDING * (1 + d_in.amin(1).sqrt())).clamp(min=0)

@@ -116,6 +116,7 @@ def fit_backbone(
             logger.debug("%s", history[-1])
             if accelerator.is_main_process:
                 state.save(backbone, optimizer, [asdict(row) for row in history])
+    optimizer.zero_grad(set_to_none=True)
     backbone.to("cpu").eval().requires_grad_(False)
     return history
 

@@ -1,0 +1,155 @@
+"""The estimator: scikit-learn's contract, exact fit, saving, bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from otad import OTADClassifier
+from otad.errors import ModelFolderError
+
+QUICK = {"epochs": 8, "n_blocks": 2, "width": 32, "device": "cpu", "random_state": 0}
+
+
+@parametrize_with_checks([OTADClassifier(n_blocks=2, width=16, learning_rate=5e-3, device="cpu")])  # type: ignore[untyped-decorator]
+@pytest.mark.slow
+def test_scikit_learn_contract(estimator, check) -> None:  # type: ignore[no-untyped-def]
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    return X / 16, y
+
+
+@pytest.fixture(scope="module", params=["global", "neighborhood"])
+def fitted(request: pytest.FixtureRequest, digits: tuple[np.ndarray, np.ndarray]) -> OTADClassifier:
+    X, y = digits
+    settings = QUICK | {"epochs": None, "width": 64}
+    return OTADClassifier(interpolation=request.param, **settings).fit(X[:500], y[:500])  # type: ignore[arg-type]
+
+
+def test_accuracy_and_certificate(fitted: OTADClassifier, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = digits
+    certificate = fitted.certify(X[1000:])
+    # Digits have exact ties between neighbours, where rounding may choose: such a sample has radius 0.
+    same = certificate.label == fitted.predict(X[1000:])
+    assert (certificate.radius[~same] == 0).all()
+    assert same.mean() > 0.99
+    assert fitted.score(X[1000:], y[1000:]) > 0.85
+    assert certificate.certified(0.1, y[1000:]) > 0.5
+
+
+def test_fits_the_training_set_as_the_backbone_does(fitted: OTADClassifier) -> None:
+    fit = fitted.training_fit()
+    assert fit["feature_error"] < 1e-4
+    assert fit["agreement"] == pytest.approx(1.0, abs=1e-6)
+    assert fit["train_accuracy"] == pytest.approx(fit["backbone_train_accuracy"])
+
+
+def test_explanation_of_a_training_sample_is_itself(
+    fitted: OTADClassifier, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    explanation = fitted.explain(digits[0][:20], k=3)
+    np.testing.assert_array_equal(explanation.indices[:, 0], np.arange(20))
+    np.testing.assert_allclose(explanation.weights[:, 0], 1.0, atol=1e-4)
+    many = fitted.explain(digits[0][900:920], k=500)
+    np.testing.assert_allclose(many.weights.sum(1), 1.0, atol=1e-9)
+
+
+def test_saved_model_is_the_same_model(
+    fitted: OTADClassifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X = digits[0][1000:1100]
+    fitted.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.decision_function(X), fitted.decision_function(X))
+    np.testing.assert_array_equal(loaded.certify(X).radius, fitted.certify(X).radius)
+    assert loaded.get_params() == fitted.get_params()
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_string_labels_images_and_data_frames(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    X, y = digits
+    names = np.array(["zero", "one"])[y[y < 2]]
+    images = X[y < 2].reshape(-1, 1, 8, 8)
+    clf = OTADClassifier(**QUICK | {"epochs": 60}).fit(images[:100], names[:100])  # type: ignore[arg-type]
+    assert clf.score(images[100:], names[100:]) > 0.9
+    assert clf.decision_function(images).shape == (len(images),)
+    with pytest.raises(ValueError, match="fit saw samples of shape"):
+        clf.predict(images.reshape(len(images), 1, 4, 16))
+    frame = pandas.DataFrame(X[:100], columns=[f"p{i}" for i in range(64)])
+    clf = OTADClassifier(**QUICK).fit(frame, y[:100])  # type: ignore[arg-type]
+    clf.save(tmp_path / "m")
+    loaded = OTADClassifier.load(tmp_path / "m")
+    assert list(loaded.feature_names_in_) == list(frame.columns)
+
+
+def test_module_is_what_predict_uses(fitted: OTADClassifier, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X = torch.tensor(digits[0][1000:1050], dtype=torch.float32, requires_grad=True)
+    logits = fitted.module_(X)
+    logits.sum().backward()
+    assert X.grad is not None
+    assert X.grad.isfinite().all()
+    np.testing.assert_array_equal(fitted.classes_[logits.argmax(1)], fitted.predict(digits[0][1000:1050]))
+    assert all(p.grad is None for p in fitted.module_.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"branch": "middle"}, "branch must be one of"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"alpha": -1.0}, "alpha must be"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"smoothness": 1.0, "strong_convexity": 2.0}, "l < L"),
+    ],
+)
+def test_bad_parameters(settings: dict, message: str, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=message):
+        OTADClassifier(**settings).fit(digits[0][:50], digits[1][:50])
+
+
+def test_bad_data(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = digits[0][:50].copy(), digits[1][:50]
+    with pytest.raises(ValueError, match="class"):
+        OTADClassifier(**QUICK).fit(X, np.zeros(50))  # type: ignore[arg-type]
+    X[3, 4] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        OTADClassifier(**QUICK).fit(X, y)  # type: ignore[arg-type]
+
+
+def test_damaged_and_foreign_folders(fitted: OTADClassifier, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(ModelFolderError, match="no model folder"):
+        OTADClassifier.load(folder)
+    fitted.save(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelFolderError, match="damaged"):
+        OTADClassifier.load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {"format": "something else"}))
+    with pytest.raises(ModelFolderError, match="format"):
+        OTADClassifier.load(folder)
+    (folder / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "classes"}))
+    with pytest.raises(ModelFolderError, match="damaged"):
+        OTADClassifier.load(folder)
+    (folder / "model.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"model\.json"):
+        OTADClassifier.load(folder)
+
+
+def test_same_seed_same_model(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = digits
+    first, second = (OTADClassifier(**QUICK).fit(X[:200], y[:200]) for _ in range(2))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first.decision_function(X[:50]), second.decision_function(X[:50]))
