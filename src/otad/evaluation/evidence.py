@@ -1,0 +1,182 @@
+"""What the audit asks for: budgets attacked afresh, weaker attacks, distances of what was found."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from otad import audit
+from otad.attacks.exact_gradient import exact_gradient
+from otad.attacks.gradients import is_flat, loss_and_gradient
+from otad.attacks.lines import lines, shrink
+from otad.attacks.suite import Outcome, worst_case
+from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
+from otad.attacks.transfer import noise, transfer
+from otad.certificate import Certificate
+from otad.results import AuditCheck
+
+__all__ = ["gather"]
+
+WHITE_BOX = ("exact_gradient", "targeted", "lines")
+AUDIT_SAMPLES = 64
+AUDIT_STEPS = 20
+
+
+def gather(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    predicted: Tensor,
+    threats: Sequence[ThreatModel],
+    outcomes: dict[str, dict[str, Outcome]],
+    certificate: Certificate | None,
+    radius: np.ndarray | None,
+    knowledge: AttackerKnowledge,
+    batch_size: int,
+    seed: int,
+) -> dict[str, AuditCheck]:
+    """All checks on one model; those that attack use the first few samples the model gets right.
+
+    Args:
+        model: inputs -> logits, in evaluation mode.
+        x: the attacked samples.
+        y: their true classes.
+        predicted: the model's classes.
+        threats: the budgets.
+        outcomes: budget -> attack -> what it found.
+        certificate: of at least these samples, in their order; None without one.
+        radius: its radii that count, (at least n,).
+        knowledge: what the attacker knows.
+        batch_size: samples a forward pass.
+        seed: of directions, noise and random starts.
+
+    Returns:
+        check -> its outcome.
+    """
+    worst = {key: worst_case(found) for key, found in outcomes.items()}
+    correct = predicted == y
+    certified, same = None, None
+    if certificate is not None and radius is not None:
+        certified = torch.as_tensor(radius[: len(x)], device=x.device)
+        label = torch.as_tensor(np.asarray(certificate.label)[: len(x)].astype(np.int64), device=x.device)
+        same = (label == predicted) | (certified <= 0)
+    distance = {}
+    if certified is not None:
+        distance = {key: _distances(model, x, y, correct, found, batch_size) for key, found in worst.items()}
+    checks = {
+        "certified_attacked_clean": audit.certified_attacked_clean(
+            correct,
+            {key: found.survived for key, found in worst.items()},
+            certified_radius=certified,
+            same_label=same,
+            distance=distance,
+        )
+    }
+    rows = correct.nonzero().squeeze(1)[:AUDIT_SAMPLES]
+    sample, labels = x[rows], y[rows]
+    if len(rows) == 0:
+        return checks
+    _, value, gradient = loss_and_gradient(model, sample, labels)
+    flat = is_flat(value, gradient, min(threat.eps for threat in threats))
+    return checks | {
+        "attack_order": _attack_order(model, sample, labels, rows, threats, outcomes, knowledge, seed),
+        **_fresh_attacks(model, sample, labels, threats, knowledge, seed),
+        "finite_differences": audit.finite_differences(model, sample, labels, seed=seed),
+        "zero_gradients": audit.zero_gradients(flat, surrogate=knowledge.smoothed is not None),
+        "deterministic": audit.deterministic(model, sample),
+        "batch_invariant": audit.batch_invariant(model, sample),
+    }
+
+
+def _distances(
+    model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, found: Outcome, batch_size: int
+) -> Tensor:
+    """L2 distance of the adversarial examples, pulled back as far as the label stays wrong; else infinite."""
+    distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    for rows in (correct & ~found.survived).nonzero().squeeze(1).split(batch_size):
+        closest = shrink(model, x[rows], found.x_adv[rows], y[rows])
+        distance[rows] = torch.linalg.vector_norm((closest.double() - x[rows].double()).flatten(1), dim=1)
+    return distance
+
+
+def _attack_order(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    threats: Sequence[ThreatModel],
+    outcomes: dict[str, dict[str, Outcome]],
+    knowledge: AttackerKnowledge,
+    seed: int,
+) -> AuditCheck:
+    """Unrefined transfer, and noise, against what the white-box attacks found on the same samples."""
+    white: dict[str, Tensor] = {}
+    weaker: dict[str, list[Tensor]] = {}
+    for threat in threats:
+        found = [
+            outcome.survived[rows] for name, outcome in outcomes[threat.key].items() if name in WHITE_BOX
+        ]
+        if not found:
+            continue
+        white[threat.key] = torch.stack(found).all(dim=0)
+        weaker[threat.key] = [_survived(model, noise(model, x, y, threat, seed=seed), y)]
+        # From the model itself there is nothing to transfer.
+        if knowledge.backbone is not None and knowledge.backbone is not model:
+            moved = transfer(
+                model, x, y, threat, source=knowledge.backbone, steps=AUDIT_STEPS, refine_steps=0, seed=seed
+            )
+            weaker[threat.key].append(_survived(model, moved, y))
+    return audit.attack_order(white, weaker)
+
+
+def _fresh_attacks(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threats: Sequence[ThreatModel],
+    knowledge: AttackerKnowledge,
+    seed: int,
+) -> dict[str, AuditCheck]:
+    """The first threat's norm attacked afresh at every budget, up to one where nothing may survive."""
+    first = threats[0]
+    large = _large_eps(x, y, first, knowledge)
+    alive: dict[float, Tensor] = {}
+    for eps in [*(threat.eps for threat in threats if threat.norm == first.norm), large]:
+        threat = ThreatModel(first.norm, eps, first.box)
+        x_adv = exact_gradient(
+            model, x, y, threat, smoothed=knowledge.smoothed, losses=("margin",), steps=AUDIT_STEPS, seed=seed
+        )
+        alive[eps] = _survived(model, x_adv, y)
+    shares = {eps: float(a.double().mean()) for eps, a in alive.items()}
+    left = alive[large]
+    if bool(left.any()) and knowledge.x_train is not None and knowledge.y_train is not None:
+        threat = ThreatModel(first.norm, large, first.box)
+        moved = lines(model, x[left], y[left], threat, x_train=knowledge.x_train, y_train=knowledge.y_train)
+        left = left.clone()
+        left[left.nonzero().squeeze(1)] = _survived(model, moved, y[left])
+    return {
+        "never_rises": audit.never_rises(shares),
+        "zero_at_large_eps": audit.zero_at_large_eps(float(left.double().mean()), large, first.norm),
+    }
+
+
+def _large_eps(x: Tensor, y: Tensor, threat: ThreatModel, knowledge: AttackerKnowledge) -> float:
+    """A budget that reaches training samples of other classes, or else covers the box or the spread of x."""
+    reach = 0.0
+    if knowledge.x_train is not None and knowledge.y_train is not None:
+        for sample, label in zip(x, y, strict=True):
+            others = knowledge.x_train[knowledge.y_train != label]
+            if len(others):
+                reach = max(reach, float(threat.distance(others, sample[None].expand_as(others)).min()))
+    if reach == 0.0:
+        width = (
+            threat.box[1] - threat.box[0] if threat.box is not None else 10 * max(float(x.std()), threat.eps)
+        )
+        reach = width * (x[0].numel() ** 0.5 if threat.norm == "l2" else 1.0)
+    return 1.05 * max(reach, *[threat.eps])
+
+
+def _survived(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x_adv).argmax(dim=1) == y

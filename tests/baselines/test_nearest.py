@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from otad.attacks import ThreatModel, lines
+from otad.baselines import NearestNeighbor
+
+
+def data(n: int = 40, d: int = 3, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator), torch.arange(n) % classes
+
+
+def test_logits_are_negative_distances() -> None:
+    x_train, y_train = data()
+    x = torch.randn(7, 3)
+    distance = torch.cdist(x.double(), x_train.double())
+    expected = torch.stack([-distance[:, y_train == j].amin(dim=1) for j in range(3)], dim=1)
+    assert torch.allclose(NearestNeighbor(x_train, y_train)(x).double(), expected, atol=1e-6)
+
+
+def test_gradients_are_exact_and_finite_at_training_samples() -> None:
+    x_train, y_train = data()
+    model = NearestNeighbor(x_train.double(), y_train)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (x,))
+    at = x_train[:2].clone().requires_grad_()
+    NearestNeighbor(x_train, y_train)(at).sum().backward()
+    assert at.grad is not None
+    assert bool(torch.isfinite(at.grad).all())
+
+
+def test_two_points_have_a_closed_form() -> None:
+    a, b = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+    model = NearestNeighbor(torch.cat([a, b]), torch.tensor([0, 1]))
+    label, radius = model.certify(torch.tensor([[0.25, 5.0], [1.0, 0.0], [1.75, -3.0]]))
+    assert label.tolist() == [0, 0, 1]
+    assert radius == pytest.approx([0.75, 0.0, 0.75], abs=1e-12)
+    assert radius.dtype == np.float64
+
+
+def test_certificate_equals_brute_force() -> None:
+    x_train, y_train = data(n=200)
+    x = torch.randn(30, 3)
+    label, radius = NearestNeighbor(x_train, y_train).certify(x)
+    points = x_train.double()
+    d = torch.cdist(x.double(), points)
+    for row in range(len(x)):
+        own = (y_train == int(label[row])).nonzero().squeeze(1).tolist()
+        others = (y_train != int(label[row])).nonzero().squeeze(1).tolist()
+        expected = min(
+            max(float((d[row, j] ** 2 - d[row, i] ** 2) / (2 * (points[i] - points[j]).norm())) for i in own)
+            for j in others
+        )
+        assert radius[row] == pytest.approx(expected, abs=1e-9)
+
+
+def test_no_point_inside_the_radius_has_another_label() -> None:
+    """The nearest point of each wrong sample's Voronoi cell, found by quadratic programming, lies outside."""
+    x_train, y_train = data(n=24, d=2)
+    x = torch.randn(8, 2)
+    label, radius = NearestNeighbor(x_train, y_train).certify(x)
+    points = x_train.double().numpy()
+    for row in range(len(x)):
+        at = x[row].double().numpy()
+        own = points[y_train.numpy() == label[row]]
+        exact = np.inf
+        for other in points[y_train.numpy() != label[row]]:
+            normals, offsets = 2 * (other - own), (other**2).sum() - (own**2).sum(axis=1)
+            closer = {"type": "ineq", "fun": lambda p, n=normals, o=offsets: n @ p - o}
+            found = minimize(
+                lambda p, at=at: ((p - at) ** 2).sum(), other, constraints=[closer], method="SLSQP"
+            )
+            exact = min(exact, float(np.sqrt(found.fun)))
+        assert radius[row] <= exact + 1e-6
+        assert radius[row] > 0.2 * exact
+
+
+def test_lines_never_succeed_below_the_radius() -> None:
+    x_train, y_train = data(n=300, d=5)
+    model = NearestNeighbor(x_train, y_train)
+    x = torch.randn(40, 5)
+    label, radius = model.certify(x)
+    y = torch.as_tensor(label)
+    for row in range(len(x)):
+        if radius[row] > 1e-3:
+            threat = ThreatModel("l2", float(radius[row]) * 0.999)
+            x_adv = lines(model, x[row : row + 1], y[row : row + 1], threat, x_train=x_train, y_train=y_train)
+            assert model(x_adv).argmax(dim=1).item() == label[row]
+
+
+def test_images_duplicates_and_one_class() -> None:
+    images = torch.rand(6, 1, 3, 3)
+    model = NearestNeighbor(torch.cat([images, images]), torch.tensor([0] * 6 + [1] * 6))
+    label, radius = model.certify(images)
+    assert model(images).shape == (6, 2)
+    assert label.tolist() == [0] * 6
+    assert (radius == 0).all()
+    assert (
+        NearestNeighbor(images, torch.zeros(6, dtype=torch.long)).certify(images)[1].tolist() == [np.inf] * 6
+    )
+
+
+def test_bad_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"classes \[1\] have no"):
+        NearestNeighbor(torch.zeros(2, 2), torch.tensor([0, 2]))
