@@ -1,0 +1,7 @@
+"""python -m otad"""
+
+import sys
+
+from otad.cli import main
+
+sys.exit(main())

@@ -1,0 +1,218 @@
+"""otad demo, otad train."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from otad.cli.failures import Interrupted, job
+from otad.cli.options import (
+    Attacks,
+    Data,
+    DataDir,
+    Debug,
+    Device,
+    Interpolation,
+    Norm,
+    Quiet,
+    Radii,
+    Seed,
+    attack_names,
+    numbers,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from otad.data import Dataset
+
+__all__ = ["demo", "train"]
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the run folder.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")]
+N_ATTACK_HELP = "Attack at most so many test samples, drawn with the seed."
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", help="Passes over the training data.", show_default="the estimator's"),
+]
+
+
+@job
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Seed = 0,
+    n_train: Annotated[int, typer.Option("--n-train", help="Number of training digits.")] = 4000,
+    n_test: Annotated[int, typer.Option("--n-test", help="Number of test digits.")] = 1000,
+    n_attack: Annotated[
+        int | None, typer.Option("--n-attack", min=1, help=N_ATTACK_HELP, show_default="all")
+    ] = None,
+    epochs: Epochs = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="A first look in about a minute: few digits, few epochs, quick attacks."
+        ),
+    ] = False,
+    resume: Resume = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train, interpolate, certify, attack and report on 5,000 real MNIST digits that ship in a package."""
+    from otad.data import load
+
+    settings: dict[str, Any] = {"interpolation": "global"}
+    if quick:
+        n_train, n_test, epochs = min(n_train, 1000), min(n_test, 100), epochs or 15
+    data = load("mnist-5k", n_train=n_train, n_test=n_test, seed=seed)
+    command = [
+        "otad",
+        "demo",
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+        "--n-train",
+        str(n_train),
+        "--n-test",
+        str(n_test),
+    ]
+    command += ["--quick"] if quick else []
+    command += ["--n-attack", str(n_attack)] if n_attack is not None else []
+    _run(
+        data,
+        out,
+        command,
+        settings=settings,
+        epochs=epochs,
+        device=device,
+        resume=resume,
+        quiet=quiet,
+        radii=[0.5, 1.0, 1.5],
+        norm="l2",
+        attacks="quick",
+        n_attack=n_attack,
+        seed=seed,
+        compare_health=5 if quick else 20,
+    )
+
+
+@job
+def train(
+    data: Data,
+    out: Out,
+    interpolation: Annotated[
+        Interpolation, typer.Option("--interpolation", help="How features between training points are made.")
+    ] = (Interpolation.GLOBAL),
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
+    ] = None,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    label: Annotated[str, typer.Option("--label", help="Label column of a table.")] = "label",
+    n_train: Annotated[
+        int | None, typer.Option("--n-train", help="Number of training samples.", show_default="all")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option("--n-test", help="Number of test samples.", show_default="all")
+    ] = None,
+    radii: Radii = "0.5,1.0,1.5",
+    norm: Annotated[Norm, typer.Option("--norm", help="Norm of the attacks.")] = Norm.L2,
+    attacks: Attacks = "quick",
+    n_attack: Annotated[int, typer.Option("--n-attack", min=1, help=N_ATTACK_HELP)] = 200,
+    data_dir: DataDir = None,
+    resume: Resume = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train on DATA, then certify and attack; --attacks none leaves the attacks out."""
+    from otad.data import load
+
+    budgets = numbers(radii, "--radii")
+    read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
+    settings: dict[str, Any] = {"interpolation": str(interpolation)}
+    if alpha is not None:
+        settings["alpha"] = alpha
+    command = [
+        "otad",
+        "train",
+        data,
+        "--out",
+        str(out),
+        "--interpolation",
+        str(interpolation),
+        "--seed",
+        str(seed),
+        "--radii",
+        radii,
+        "--norm",
+        str(norm),
+        "--attacks",
+        attacks,
+    ]
+    given = {
+        "--alpha": alpha,
+        "--n-train": n_train,
+        "--n-test": n_test,
+        "--n-attack": n_attack,
+        "--data-dir": data_dir,
+    }
+    command += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    command += ["--label", label] if label != "label" else []
+    _run(
+        read,
+        out,
+        command,
+        settings=settings,
+        epochs=epochs,
+        device=device,
+        resume=resume,
+        quiet=quiet,
+        radii=budgets,
+        norm=str(norm),
+        attacks=attack_names(attacks),
+        n_attack=n_attack,
+        seed=seed,
+        label=label,
+    )
+
+
+def _run(
+    data: "Dataset",
+    out: Path,
+    command: list[str],
+    *,
+    settings: dict[str, Any],
+    epochs: int | None,
+    device: str | None,
+    resume: bool,
+    quiet: bool,
+    **job: Any,
+) -> None:
+    """Run the job and print its table; on Ctrl-C say what is kept."""
+    from otad.runs import run
+
+    settings |= {k: v for k, v in {"epochs": epochs, "device": device}.items() if v is not None}
+    given = {"--device": device, "--epochs": epochs}
+    command = [*command, *(word for k, v in given.items() if v is not None for word in (k, str(v)))]
+    again = shlex.join(command)
+    try:
+        report = run(
+            data, out, classifier=settings, resume=resume, progress=progress(quiet), reproduce=[again], **job
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(_kept(out, again)) from None
+    typer.echo(report.table())
+    typer.echo(
+        f"\n{out / 'report.html'} shows it with pictures; "
+        f"{out / 'metrics.json'} has the numbers, {out / 'model'} the model."
+    )
+
+
+def _kept(out: Path, command: str) -> str:
+    checkpoint = out / "checkpoint"
+    if checkpoint.is_dir() and any(checkpoint.iterdir()):
+        return f"interrupted; the last checkpoint is kept in {checkpoint}; continue with: {command} --resume"
+    return f"interrupted before the first checkpoint; start again with: {command}"
