@@ -92,15 +92,11 @@ def run(quick: bool = False) -> Benchmark:
         for threads in sorted({1, torch.get_num_threads()}):
             rows = _with_threads(threads, _time_otad, data)
             both, potentials, interpolation, reading = (1e6 * seconds / batch for seconds in rows)
-            parts.append(
-                (data.shape[1], batch, threads, both, potentials, interpolation, reading, both / reading)
-            )
+            parts.append((data.shape[1], batch, threads, both, potentials, interpolation, reading, both / reading))
             for label, rival in rivals.items():
                 theirs = 1e6 * rival.seconds
                 speed.append((data.shape[1], batch, threads, label, both, theirs, theirs / both))
-        agreement += [
-            (data.shape[1], label, queries, *_differences(data, rival)) for label, rival in rivals.items()
-        ]
+        agreement += [(data.shape[1], label, queries, *_differences(data, rival)) for label, rival in rivals.items()]
         pot.append(_beside_pot(data, pot_queries))
     return Benchmark(
         name="neighborhood_interpolation",
@@ -162,17 +158,13 @@ def digit_neighborhoods(size: tuple[int, int], batch: int) -> Neighborhoods:
 def _enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
     if size == SMALL:
         return images
-    return torch.nn.functional.interpolate(images.reshape(-1, 1, *SMALL), size=size, mode="bilinear").flatten(
-        1
-    )
+    return torch.nn.functional.interpolate(images.reshape(-1, 1, *SMALL), size=size, mode="bilinear").flatten(1)
 
 
 def _gradient_map(x: np.ndarray, signs: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """z = 0.4 x + 1.5 Q^T tanh(4 Q x + b) / 4, Q the cosine transform of randomly signed pixels."""
     inner = np.asarray(dct(x * signs, norm="ortho", axis=-1))
-    return 0.4 * x + 1.5 * signs * np.asarray(
-        idct(np.tanh(4.0 * inner + offset) / 4.0, norm="ortho", axis=-1)
-    )
+    return 0.4 * x + 1.5 * signs * np.asarray(idct(np.tanh(4.0 * inner + offset) / 4.0, norm="ortho", axis=-1))
 
 
 def _with_threads(n: int, call: Callable[..., Answer], *inputs: Any) -> Answer:

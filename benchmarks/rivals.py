@@ -63,9 +63,7 @@ def cvxpy_potentials(k: int) -> Potentials:
 def cvxpy_theorem(k: int, d: int, L: float) -> Features:
     """K quadratic constraints, as the theorem and the published method have them."""
     v, g, features, heights = cp.Variable(), cp.Variable(d), cp.Parameter((k, d)), cp.Parameter(k)
-    constraints: list[cp.Constraint] = [
-        v >= heights[i] + cp.sum_squares(g - features[i]) / (2 * L) for i in range(k)
-    ]
+    constraints: list[cp.Constraint] = [v >= heights[i] + cp.sum_squares(g - features[i]) / (2 * L) for i in range(k)]
     problem = cp.Problem(cp.Minimize(v), constraints)
 
     def solve(x: Array, x_i: Array, z_i: Array, phi: Array) -> tuple[float, Array]:

@@ -21,9 +21,7 @@ def main() -> None:
     names = sorted(path.stem for path in here.glob("*.py") if path.stem not in NOT_BENCHMARKS)
     parser = argparse.ArgumentParser(description="Run the benchmarks of otad.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run (all): {', '.join(names)}")
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller batches and fewer repeats; no results written"
-    )
+    parser.add_argument("--quick", action="store_true", help="smaller batches and fewer repeats; no results written")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(names))
     if unknown:

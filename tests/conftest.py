@@ -19,9 +19,7 @@ DATA_DIR = Path(os.environ.get("OTAD_DATA") or SHARED_DATA)
 def data_dir() -> Path:
     """The folder with MNIST, CIFAR-10 and the tables; tests that need it are skipped where there is none."""
     if not DATA_DIR.is_dir():
-        pytest.skip(
-            f"no data folder {DATA_DIR}; set OTAD_DATA to the one with MNIST, CIFAR-10 and the tables"
-        )
+        pytest.skip(f"no data folder {DATA_DIR}; set OTAD_DATA to the one with MNIST, CIFAR-10 and the tables")
     return DATA_DIR
 
 

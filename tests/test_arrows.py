@@ -12,9 +12,10 @@ LAYERS = [
     {"cli"},
     {"runs"},
     {"estimator", "evaluation"},
-    {"train", "defense", "attacks", "audit", "baselines", "certificate", "report"},
+    {"train", "attacks", "audit", "baselines", "certificate", "report"},
+    {"defense"},
     {"transport"},
-    {"cip", "nn", "neighbors", "data"},
+    {"cip", "nn", "neighbors", "data", "storage"},
     {"results", "files"},
     {"errors"},
 ]

@@ -101,9 +101,7 @@ def test_certified_attacked_clean() -> None:
     honest = torch.tensor([1.2, 0.9, 0.3, 0.0])
 
     def check(radius: Tensor, **others):
-        return audit.certified_attacked_clean(
-            correct, survived, certified_radius=radius, distance=distance, **others
-        )
+        return audit.certified_attacked_clean(correct, survived, certified_radius=radius, distance=distance, **others)
 
     assert check(honest).passed
     assert check(honest).value == 0

@@ -100,9 +100,7 @@ def one_line(code: int, out: str, err: str) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, otad.cli; print({'torch', 'sklearn', 'matplotlib', 'pandas'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert found.stdout == "set()\n"
 
 
@@ -198,9 +196,7 @@ def test_train_refuses_bad_requests(run: Run, tmp_path: Path, words: list[str], 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "words", [["--epochs", "0"], ["--epochs", "-3"], ["--alpha", "-1"], ["--attacks", "magic"]]
-)
+@pytest.mark.parametrize("words", [["--epochs", "0"], ["--epochs", "-3"], ["--alpha", "-1"], ["--attacks", "magic"]])
 def test_train_refuses_bad_settings(run: Run, tmp_path: Path, words: list[str]) -> None:
     one_line(*run("train", "digits", "--out", tmp_path / "run", *TINY, *words))
     assert not list(tmp_path.rglob("*.json"))
@@ -249,9 +245,7 @@ def test_a_run_keeps_every_sample(trained: Path) -> None:
     with np.load(trained / "examples.npz") as kept:
         right = kept["y"] == kept["predicted"]
         assert right.mean() == pytest.approx(metrics["clean_accuracy"])
-        assert (right & (kept["certified_radius"] >= 0.4)).mean() == pytest.approx(
-            metrics["certified_accuracy"]["0.4"]
-        )
+        assert (right & (kept["certified_radius"] >= 0.4)).mean() == pytest.approx(metrics["certified_accuracy"]["0.4"])
         assert len(kept["attacked"]) == 10
         assert kept["adversarial/0.4"].shape == (10, 1, 8, 8)
 
@@ -281,9 +275,7 @@ def test_predict_writes_csv(run: Run, trained: Path, tmp_path: Path) -> None:
     code, out, err = run("predict", trained / "model", "digits", "--out", tmp_path / "p.csv", "--quiet")
     assert (code, out, err) == (0, "", "")
     assert list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))) == rows
-    assert (
-        len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
-    )
+    assert len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
 
 
 def test_certify_writes_csv(run: Run, trained: Path) -> None:
@@ -292,9 +284,7 @@ def test_certify_writes_csv(run: Run, trained: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(out)))
     assert {row["kind"] for row in rows} == {"global"}
     certified = np.mean([row["predicted"] == row["label"] and float(row["radius"]) >= 0.4 for row in rows])
-    assert certified == pytest.approx(
-        json.loads((trained / "metrics.json").read_text())["certified_accuracy"]["0.4"]
-    )
+    assert certified == pytest.approx(json.loads((trained / "metrics.json").read_text())["certified_accuracy"]["0.4"])
     assert f"{100 * certified:.1f} % at L2 0.4" in err
 
 
@@ -363,9 +353,7 @@ def test_other_columns_are_one_clear_line(run: Run, table_run: Path, trained: Pa
     assert "depth" in one_line(*run("predict", table_run / "run", tmp_path / "other.csv", "-q"))
     assert "(3,)" in one_line(*run("predict", trained, tmp_path / "other.csv", "--label", "kind", "-q"))
     assert "shape" in one_line(*run("predict", table_run / "run", "digits", "-q"))
-    assert "label" in one_line(
-        *run("attack", table_run / "run", tmp_path / "few.csv", "--label", "nothing", "-q")
-    )
+    assert "label" in one_line(*run("attack", table_run / "run", tmp_path / "few.csv", "--label", "nothing", "-q"))
 
 
 def test_an_attack_needs_labels(run: Run, table_run: Path, tmp_path: Path) -> None:
@@ -416,9 +404,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.slow
 def test_a_closed_pipe_is_quiet(trained: Path) -> None:
     words = [*OTAD, "predict", str(trained), "digits", "--part", "all", "--quiet"]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -445,9 +431,7 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
     ]
     words += ["--device", "cpu"]
     long = [*words, "--epochs", "400"]
-    with subprocess.Popen(
-        long, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
-    ) as process:
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path) as process:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoint/*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)

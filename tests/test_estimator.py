@@ -23,8 +23,8 @@ def test_scikit_learn_contract(estimator, check) -> None:  # type: ignore[no-unt
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    X, y = load_digits(return_X_y=True)
-    return X / 16, y
+    data = load_digits()
+    return data.data / 16, data.target  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module", params=["global", "neighborhood"])

@@ -31,9 +31,7 @@ def test_a_linear_model_gets_its_exact_numbers() -> None:
     y = y.clone()
     y[:10] = (y[:10] + 1) % 3
     threats = budgets(model, x)
-    report = evaluate(
-        model, x.numpy(), y.numpy(), threats, FAST, certificate=certificate_of(model, x), name="linear"
-    )
+    report = evaluate(model, x.numpy(), y.numpy(), threats, FAST, certificate=certificate_of(model, x), name="linear")
     assert report.clean_accuracy == pytest.approx(0.9)
     distance, correct = model.distance(x, "l2"), model(x).argmax(dim=1) == y
     for threat in threats:
@@ -123,9 +121,7 @@ def test_honest_models_pass_with_full_knowledge() -> None:
     label, radius = model.certify(x)
     certificate = certificates.Certificate(label, radius, np.full(60, "nearest"))
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    threats = [ThreatModel("l2", eps, (0.0, 1.0)) for eps in (0.3, 0.05)] + [
-        ThreatModel("linf", 0.1, (0.0, 1.0))
-    ]
+    threats = [ThreatModel("l2", eps, (0.0, 1.0)) for eps in (0.3, 0.05)] + [ThreatModel("linf", 0.1, (0.0, 1.0))]
     report = evaluate(
         model,
         x,
@@ -150,9 +146,7 @@ def test_honest_models_pass_with_full_knowledge() -> None:
 
 def test_only_some_samples_attacked() -> None:
     model, x, y = linear(classes=3, d=8, n=40)
-    report = evaluate(
-        model, x, y, budgets(model, x), FAST, certificate=certificate_of(model, x), n_attacked=10
-    )
+    report = evaluate(model, x, y, budgets(model, x), FAST, certificate=certificate_of(model, x), n_attacked=10)
     assert report.n_test == 40
     assert report.extra["n_attacked"] == 10
     assert report.extra["attacked_subset"]["clean_accuracy"] == 1.0

@@ -41,9 +41,7 @@ def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "a.json", {"x": float("nan"), "y": np.float32(0.5), "z": (1, None, True), "p": tmp_path}
-    )
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": np.float32(0.5), "z": (1, None, True), "p": tmp_path})
     assert json.loads((tmp_path / "a.json").read_text()) == {
         "x": None,
         "y": 0.5,
@@ -59,11 +57,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     for content in ("one", "two"):
         with replacing_folder(tmp_path / "model") as aside:
             (aside / content).write_text(content)
-            assert (
-                names(tmp_path / "model") == ["one"]
-                if content == "two"
-                else not (tmp_path / "model").exists()
-            )
+            assert names(tmp_path / "model") == ["one"] if content == "two" else not (tmp_path / "model").exists()
     assert names(tmp_path / "model") == ["two"]
     assert names(tmp_path) == ["model"]
 

@@ -225,9 +225,7 @@ def test_the_terminal_table(report: Report) -> None:
     assert re.search(r"certified, L2 0\.5 +75\.0 % +70\.0 %", table)
     assert re.search(r"attacked, L∞ 0\.03 +85\.0 % +–", table)
     assert "FAILED: never_rises" in table
-    widths = {
-        len(line) for line in table.splitlines() if "%" in line and line.startswith(("c", "attacked, L"))
-    }
+    widths = {len(line) for line in table.splitlines() if "%" in line and line.startswith(("c", "attacked, L"))}
     assert len(widths) == 1, "columns line up"
 
 

@@ -205,11 +205,7 @@ def zero_gradients(flat: Bool[Tensor, " n"], *, surrogate: bool) -> AuditCheck:
         passed=share == 0.0 or surrogate,
         value=share,
         meaning="Share of samples where the margin's gradient vanishes"
-        + (
-            " (attacks had a smoothed model to climb there)."
-            if surrogate
-            else "; gradient attacks cannot see there."
-        ),
+        + (" (attacks had a smoothed model to climb there)." if surrogate else "; gradient attacks cannot see there."),
     )
 
 
@@ -232,9 +228,7 @@ def batch_invariant(model: nn.Module, x: Float[Tensor, "n ..."], *, alone: int =
     """A sample's logits must not depend on what else is in the batch."""
     with torch.no_grad():
         together = model(x)
-        differences = [
-            float(_relative(model(x[i : i + 1]), together[i : i + 1])) for i in range(min(alone, len(x)))
-        ]
+        differences = [float(_relative(model(x[i : i + 1]), together[i : i + 1])) for i in range(min(alone, len(x)))]
     difference = max(differences, default=0.0)
     return AuditCheck(
         passed=difference <= 1e-3,

@@ -26,7 +26,8 @@ class Certificate:
         radius: no perturbation of smaller L2 norm changes the label; in units of the model's input; 0 where nothing is
             certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
-            (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within the radius
+            (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
+            the radius
             has only features of the class). "conditional" assumes the neighbours fixed: never count it as certified.
     """
 
@@ -50,7 +51,8 @@ def certify(
 ) -> Certificate:
     """Certify a defended classifier at each input, by the best sound argument that applies.
 
-    The model is evaluated in float64, and the certificate speaks of the exact function: the distance of the feature to each
+    The model is evaluated in float64, and the certificate speaks of the exact function: the distance of the feature
+    to each
     decision boundary |f_y - f_j| / |w_y - w_j| is lowered by the solver's proven error sqrt(2 (L - l) gap) and by an
     allowance for evaluating the shipped model in float32, before it is divided by the Lipschitz constant.
 
@@ -74,7 +76,10 @@ def certify(
             solution = exact.interpolation(points)
             label, boundary = _boundary_distance(exact.head, solution, rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):
-                radius, kind = boundary / exact.interpolation.potential.lipschitz, np.full(len(part), "global", object)
+                radius, kind = (
+                    boundary / exact.interpolation.potential.lipschitz,
+                    np.full(len(part), "global", object),
+                )
             else:
                 radius, kind = _neighborhood(exact, points, solution, label, boundary, conditional)
             rows.append((label, (radius / float(exact.stem.lipschitz)).clamp(min=0), kind))  # type: ignore[arg-type]
@@ -136,9 +141,10 @@ def _unanimous(
 ) -> Float[Tensor, " batch"]:
     """Radius within which the K nearest points are all of the class.
 
-    With l = 0 the lower interpolant is in the convex hull of the neighbours' features, which lies in the class if they all do.
-    Point i stays nearer than point j while |delta| < (d_j^2 - d_i^2) / (2 |x_i - x_j|); a j of another class stays out while
-    that holds for k points i of the class.
+    With l = 0 the lower interpolant is in the convex hull of the neighbours' features, which lies in the class if
+    they all do.
+    Point i stays nearer than point j while |delta| < (d_j^2 - d_i^2) / (2 |x_i - x_j|); a j of another class stays
+    out while that holds for k points i of the class.
     """
     if int(own.sum()) < k:
         return torch.zeros_like(x[:, 0])

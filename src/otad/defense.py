@@ -76,7 +76,8 @@ class GlobalInterpolation(nn.Module):
 
     def __init__(self, potential: BrenierPotential, branch: Branch = "mean") -> None:
         super().__init__()
-        self.potential, self.branch = potential, _checked(branch)
+        self.potential = potential
+        self.branch: Branch = _checked(branch)
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
         """See `BrenierPotential.gradient`."""
@@ -98,7 +99,8 @@ class NeighborhoodInterpolation(nn.Module):
         factor: the smallest L is multiplied by this.
         branch: "lower" (published), "upper" or "mean".
         infeasible: what to do where the neighbours admit no potential within the bounds. "relax" keeps the bounds and
-            takes the potentials of the smallest class F(-L', L') that admits them: the Lipschitz bound and the hull property
+            takes the potentials of the smallest class F(-L', L') that admits them: the Lipschitz bound and the hull
+            property
             stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise" raises.
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 4.
@@ -128,7 +130,9 @@ class NeighborhoodInterpolation(nn.Module):
         self.register_buffer("x", x)
         self.register_buffer("z", z)
         self.k, self.regularity, self.ratio, self.factor = min(k, len(x)), regularity, ratio, factor
-        self.branch, self.infeasible, self.smoothing = _checked(branch), infeasible, smoothing
+        self.branch: Branch = _checked(branch)
+        self.infeasible: Literal["relax", "raise"] = infeasible
+        self.smoothing = smoothing
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
         """Features; differentiable in x with the neighbours held.
@@ -203,5 +207,3 @@ def _checked(branch: Branch) -> Branch:
     if branch not in BRANCHES:
         raise ValueError(f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}")
     return branch
-
-

@@ -51,8 +51,8 @@ class Explanation:
 class OTADClassifier(ClassifierMixin, BaseEstimator):
     """A classifier that fits its training data and comes with certificates.
 
-    A backbone is trained under a transport cost until it is nearly an optimal-transport map; that map is then interpolated
-    by convex integration, so that its Lipschitz constant is known.
+    A backbone is trained under a transport cost until it is nearly an optimal-transport map; that map is then
+    interpolated by convex integration, so that its Lipschitz constant is known.
 
     Args:
         interpolation: "global" (one potential for all training points) or "neighborhood" (the published OTAD).
@@ -93,6 +93,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329.
     """
+
+    n_features_in_: int
+    feature_names_in_: np.ndarray
 
     def __init__(
         self,
@@ -147,7 +150,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """Train the backbone, read off the transport map, fit the potential.
 
         Args:
-            X: (n, features), or images (n, c, h, w) in [0, 1]; arrays or a data frame. Certificates are in the units of X,
+            X: (n, features), or images (n, c, h, w) in [0, 1]; arrays or a data frame. Certificates are in the units
+                of X,
                 so bring columns to comparable scales first.
             y: (n,) labels of at least two classes.
 
@@ -180,9 +184,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone_ = residual_mlp(
-                inputs.mean(0), len(self.classes_), n_blocks=self.n_blocks, width=self.width
-            )
+            self.backbone_ = residual_mlp(inputs.mean(0), len(self.classes_), n_blocks=self.n_blocks, width=self.width)
         history = fit_backbone(
             self.backbone_,
             inputs,
@@ -282,15 +284,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """How exactly the interpolant reproduces the training set.
 
         Returns:
-            "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points that the
-            classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
+            "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points
+            that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
         """
         check_is_fitted(self)
         transport, head = self.transport_, self.backbone_.head
         with torch.no_grad():
             z = torch.cat([self.module_.interpolation(part).value for part in transport.x.split(256)])
             ours, theirs = head(z).argmax(1), head(transport.z).argmax(1)
-        weight = transport.counts / transport.counts.sum()
+        weight = transport.counts.double() / transport.counts.sum()
         return {
             "feature_error": float((z - transport.z).abs().amax()),
             "agreement": float((weight * (ours == theirs)).sum()),

@@ -98,9 +98,7 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(
-        f"JSON cannot hold {type(value).__name__}; convert it to numbers, text, lists or dicts first."
-    )
+    raise TypeError(f"JSON cannot hold {type(value).__name__}; convert it to numbers, text, lists or dicts first.")
 
 
 def _aside(path: Path, suffix: str = "") -> Path:

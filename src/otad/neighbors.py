@@ -35,7 +35,9 @@ def nearest_neighbors(
         rows = max(1, DISTANCES_AT_ONCE // max(len(points), spare * points.shape[1]))
         found = []
         for chunk in x.split(rows):
-            candidates = torch.addmm(half, chunk - center, centered.T, alpha=-1).topk(spare, dim=1, largest=False).indices
+            candidates = (
+                torch.addmm(half, chunk - center, centered.T, alpha=-1).topk(spare, dim=1, largest=False).indices
+            )
             candidates = candidates.sort(dim=1).values
             exact = (points[candidates].double() - chunk[:, None].double()).square().sum(2)
             order = exact.sort(dim=1, stable=True)

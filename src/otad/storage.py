@@ -23,6 +23,7 @@ def write_model(folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor])
     """Write both files into a new folder that takes the old one's place when complete."""
     with replacing_folder(folder) as aside:
         save_file({name: value.contiguous() for name, value in tensors.items()}, aside / "model.safetensors")
+        (aside / "model.safetensors").chmod(0o644)  # the library writes files that only their owner can read
         write_json(aside / "model.json", {"format": FORMAT} | facts)
 
 
@@ -33,14 +34,18 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ModelFolderError: no such folder, a file is missing or damaged, or it holds something else.
     """
     if not folder.is_dir():
-        raise ModelFolderError(f"no model folder at {folder}; give a folder that OTADClassifier.save or otad train wrote")
+        raise ModelFolderError(
+            f"no model folder at {folder}; give a folder that OTADClassifier.save or otad train wrote"
+        )
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ModelFolderError(f"{folder} holds no {name}; it is not a saved otad model, or is incomplete")
     with describing_damage(folder):
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-            raise ModelFolderError(f"{folder}/model.json is not of format {FORMAT}; save the model again with this version")
+            raise ModelFolderError(
+                f"{folder}/model.json is not of format {FORMAT}; save the model again with this version"
+            )
         return facts, load_file(folder / "model.safetensors")
 
 
@@ -62,4 +67,5 @@ def labels_to_json(classes: np.ndarray) -> dict[str, Any]:
 
 
 def labels_from_json(stored: dict[str, Any]) -> np.ndarray:
+    """The labels that `labels_to_json` stored."""
     return np.array(stored["values"], dtype=stored["dtype"])

@@ -51,9 +51,7 @@ class TwoPrototypes(nn.Module):
 def linear(classes: int, d: int, n: int = 60, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:
     """A random linear model, samples and the labels it gives them."""
     generator = torch.Generator().manual_seed(seed)
-    model = Linear(
-        torch.randn(classes, d, generator=generator), torch.randn(classes, generator=generator) / 10
-    )
+    model = Linear(torch.randn(classes, d, generator=generator), torch.randn(classes, generator=generator) / 10)
     x = torch.randn(n, d, generator=generator)
     return model, x, model(x).argmax(dim=1)
 
@@ -76,9 +74,7 @@ def assert_within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
     assert bool(threat.contains(x_adv, x).all()), (threat.distance(x_adv, x).max(), threat)
 
 
-def assert_tight(
-    attack, model, x: Tensor, y: Tensor, norm: Literal["l2", "linf"], slack: float = 1.05
-) -> None:
+def assert_tight(attack, model, x: Tensor, y: Tensor, norm: Literal["l2", "linf"], slack: float = 1.05) -> None:
     """Over the range of budgets: all within `slack` of their exact distance break, none 5 % short of it."""
     distance = model.distance(x, norm)
     for quantile in (0.1, 0.4, 0.8, 1.0):

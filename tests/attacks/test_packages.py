@@ -11,9 +11,7 @@ from tests.attacks.known import assert_tight, assert_within, linear
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize(
-    ("classes", "shape"), [(2, (7,)), (3, (12,)), (5, (1, 8, 8)), (5, (2, 14, 9)), (4, (1,))]
-)
+@pytest.mark.parametrize(("classes", "shape"), [(2, (7,)), (3, (12,)), (5, (1, 8, 8)), (5, (2, 14, 9)), (4, (1,))])
 def test_any_shape_and_number_of_classes(norm, classes: int, shape: tuple[int, ...], capfd) -> None:
     d = torch.Size(shape).numel()
     model, x, y = linear(classes, d, n=20)
@@ -31,9 +29,7 @@ def test_every_part_runs_in_a_box_and_leaves_no_traces(part: str, norm) -> None:
     y = model(x).argmax(dim=1)
     threat = ThreatModel(norm, 1.0 if norm == "l2" else 0.2, (0.0, 1.0))
     state = torch.random.get_rng_state()
-    first, second = (
-        autoattack(model, x, y, threat, parts=(part,), square_queries=50, seed=3) for _ in range(2)
-    )
+    first, second = (autoattack(model, x, y, threat, parts=(part,), square_queries=50, seed=3) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(state, torch.random.get_rng_state())
     assert_within(first, x, threat)

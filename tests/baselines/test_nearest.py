@@ -69,9 +69,7 @@ def test_no_point_inside_the_radius_has_another_label() -> None:
         for other in points[y_train.numpy() != label[row]]:
             normals, offsets = 2 * (other - own), (other**2).sum() - (own**2).sum(axis=1)
             closer = {"type": "ineq", "fun": lambda p, n=normals, o=offsets: n @ p - o}
-            found = minimize(
-                lambda p, at=at: ((p - at) ** 2).sum(), other, constraints=[closer], method="SLSQP"
-            )
+            found = minimize(lambda p, at=at: ((p - at) ** 2).sum(), other, constraints=[closer], method="SLSQP")
             exact = min(exact, float(np.sqrt(found.fun)))
         assert radius[row] <= exact + 1e-6
         assert radius[row] > 0.2 * exact
@@ -97,9 +95,7 @@ def test_images_duplicates_and_one_class() -> None:
     assert model(images).shape == (6, 2)
     assert label.tolist() == [0] * 6
     assert (radius == 0).all()
-    assert (
-        NearestNeighbor(images, torch.zeros(6, dtype=torch.long)).certify(images)[1].tolist() == [np.inf] * 6
-    )
+    assert NearestNeighbor(images, torch.zeros(6, dtype=torch.long)).certify(images)[1].tolist() == [np.inf] * 6
 
 
 def test_bad_classes_are_refused() -> None:

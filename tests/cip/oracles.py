@@ -64,9 +64,7 @@ def lp_smallest_smoothness(x: Array, z: Array, ratio: float, tolerance: float = 
     """Smallest L for which F(ratio L, L) fits, by bisection on a linear programme; inf if there is none."""
     distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
     quotients = np.linalg.norm(z[:, None] - z[None], axis=-1)[distances > 0] / distances[distances > 0]
-    low = float(quotients.max(initial=0.0)) * (
-        1.0 - 1e-9
-    )  # no map of the class moves faster than max(|l|, L)
+    low = float(quotients.max(initial=0.0)) * (1.0 - 1e-9)  # no map of the class moves faster than max(|l|, L)
     if low == 0.0:
         return 0.0
     low = low / max(1.0, abs(ratio))
@@ -109,9 +107,7 @@ def _difference_rows(gaps: Array) -> tuple[Array, Array]:
     return rows, np.array([-gaps[i, j] for i, j in pairs])
 
 
-def qcqp(
-    x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float, branch: str
-) -> tuple[float, Array]:
+def qcqp(x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float, branch: str) -> tuple[float, Array]:
     """Value and feature of the lower or upper interpolant at one point x, from the theorem, by Clarabel."""
     if branch == "mean":
         parts = [qcqp(x, x_i, z_i, phi_i, l, L, part) for part in ("lower", "upper")]
@@ -122,9 +118,7 @@ def qcqp(
     constraints = []
     for point, feature, phi in zip(x_i, z_i, phi_i, strict=True):
         dx, dz = x - point, moved - (feature - centre)
-        right = (cp.sum_squares(dz) / L + l * float(dx @ dx) - 2.0 * (l / L) * (dx @ dz)) / (
-            2.0 * (1.0 - l / L)
-        )
+        right = (cp.sum_squares(dz) / L + l * float(dx @ dx) - 2.0 * (l / L) * (dx @ dz)) / (2.0 * (1.0 - l / L))
         if branch == "lower":  # the new point is i, the data point is j
             constraints.append(v - phi - float(feature @ dx) >= right)
         else:  # the new point is j, the data point is i
@@ -139,9 +133,7 @@ def qcqp(
     return float(problem.value), np.asarray(moved.value) + centre  # pyright: ignore[reportArgumentType]
 
 
-def enumerated(
-    x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float, branch: str
-) -> tuple[float, Array]:
+def enumerated(x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float, branch: str) -> tuple[float, Array]:
     """As `qcqp`, to rounding, by trying every active set; few points only.
 
     Written as v >= h_i(g) = h_i(0) + <slope_i, g> + |g|^2 / (2 (L - l)): on the right active set A the
@@ -179,9 +171,7 @@ def enumerated(
     return (best[1] if branch == "lower" else -best[1]), best[2]
 
 
-def pot_bounds(
-    x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float
-) -> dict[str, tuple[float, Array]]:
+def pot_bounds(x: Array, x_i: Array, z_i: Array, phi_i: Array, l: float, L: float) -> dict[str, tuple[float, Array]]:
     """Lower and upper interpolant at one point x, by Python Optimal Transport; needs l > 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -15,9 +15,7 @@ from .problems import BRANCHES, Branch, KnownPotential
 SMOOTHNESS_SLACK = 1.001e-3
 
 
-def known_map(
-    n: int, d: int, l: float = -1.0, L: float = 1.0, seed: int = 0
-) -> tuple[Tensor, Tensor, KnownPotential]:
+def known_map(n: int, d: int, l: float = -1.0, L: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, KnownPotential]:
     rng = np.random.default_rng(seed)
     potential = KnownPotential.random(d, l, L, rng)
     x = rng.normal(size=(n, d))
@@ -96,9 +94,7 @@ def test_equals_the_programme_with_all_points(branch: Branch, l: float, L: float
     for b in range(4):
         dense = qcqp(x_new[b].numpy(), x.numpy(), z.numpy(), phi.potentials.numpy(), l, L, branch)
         assert float(value.checked()[b]) == pytest.approx(dense[0], rel=1e-7, abs=1e-7)
-        np.testing.assert_allclose(
-            feature.checked()[b], dense[1], atol=1e-4, rtol=1e-4
-        )  # see test_interpolation
+        np.testing.assert_allclose(feature.checked()[b], dense[1], atol=1e-4, rtol=1e-4)  # see test_interpolation
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -162,9 +158,7 @@ def test_gradcheck(branch: Branch) -> None:
     phi = BrenierPotential.fit(x, z, regularity=Regularity(l=-1.1, L=1.1))
     x_new = queries(2, 3, seed=10).requires_grad_()
     assert torch.autograd.gradcheck(lambda q: phi(q, branch=branch).checked(), (x_new,), eps=1e-6, atol=1e-5)
-    assert torch.autograd.gradcheck(
-        lambda q: phi.gradient(q, branch=branch).checked(), (x_new,), eps=1e-6, atol=1e-5
-    )
+    assert torch.autograd.gradcheck(lambda q: phi.gradient(q, branch=branch).checked(), (x_new,), eps=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -232,9 +226,7 @@ def test_extreme_quadratic_is_reproduced_between_the_points() -> None:
         assert float(phi.regularity.L) == pytest.approx(1.3, rel=SMOOTHNESS_SLACK)
         exact = BrenierPotential.fit(x, c * x, regularity=Regularity(l=-1.3, L=1.3))
         for branch in BRANCHES:
-            torch.testing.assert_close(
-                exact.gradient(x_new, branch=branch).checked(), c * x_new, atol=1e-5, rtol=1e-5
-            )
+            torch.testing.assert_close(exact.gradient(x_new, branch=branch).checked(), c * x_new, atol=1e-5, rtol=1e-5)
 
 
 def test_one_point() -> None:
@@ -242,9 +234,7 @@ def test_one_point() -> None:
     phi = BrenierPotential.fit(x, x + 1.0, regularity=Regularity(l=-1.0, L=2.0))
     x_new = queries(3, 2)
     for branch, slope in zip(BRANCHES, (-1.0, 2.0, 0.5), strict=True):
-        torch.testing.assert_close(
-            phi.gradient(x_new, branch=branch).checked(), 1.0 + slope * x_new, atol=1e-9, rtol=0
-        )
+        torch.testing.assert_close(phi.gradient(x_new, branch=branch).checked(), 1.0 + slope * x_new, atol=1e-9, rtol=0)
 
 
 def test_float32_agrees_with_float64() -> None:
@@ -256,9 +246,7 @@ def test_float32_agrees_with_float64() -> None:
     for branch in BRANCHES:
         feature = single.gradient(x_new.float(), branch=branch).checked()
         assert feature.dtype == torch.float32
-        torch.testing.assert_close(
-            feature.double(), double.gradient(x_new, branch=branch).checked(), atol=5e-3, rtol=0
-        )
+        torch.testing.assert_close(feature.double(), double.gradient(x_new, branch=branch).checked(), atol=5e-3, rtol=0)
     torch.testing.assert_close(single.gradient(x.float()).checked(), z.float(), atol=1e-3, rtol=0)
 
 

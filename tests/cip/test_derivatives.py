@@ -10,9 +10,7 @@ from otad.cip import Regularity, feasible_potentials, interpolate
 from .problems import BOUNDS, BRANCHES, Branch, known_problem, solve
 
 
-def jacobian(
-    x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor, regularity: Regularity, branch: Branch
-) -> Tensor:
+def jacobian(x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor, regularity: Regularity, branch: Branch) -> Tensor:
     """(batch, d, d) by one backward pass per feature."""
     x = x.clone().requires_grad_()
     z = interpolate(x, x_i, z_i, u_i, regularity, branch=branch).checked()
@@ -32,9 +30,7 @@ def test_jacobian_is_symmetric_with_two_eigenvalues(l: float, L: float) -> None:
             assert torch.minimum((eigenvalues - l).abs(), (eigenvalues - L).abs()).max() <= 1e-7
             assert ((eigenvalues - l).abs() < 1e-7).any()
             assert ((eigenvalues - L).abs() < 1e-7).any()
-    torch.testing.assert_close(
-        jacobians["mean"], 0.5 * (jacobians["lower"] + jacobians["upper"]), atol=1e-10, rtol=0
-    )
+    torch.testing.assert_close(jacobians["mean"], 0.5 * (jacobians["lower"] + jacobians["upper"]), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

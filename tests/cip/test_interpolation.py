@@ -102,9 +102,7 @@ def test_known_potential_lies_between_the_two(l: float, L: float) -> None:
 def test_one_neighbor(branch: Branch, slope: float) -> None:
     """K = 1: a paraboloid of curvature l, L or their mean through the neighbour."""
     rng = np.random.default_rng(25)
-    x, x_1, z_1, u_1 = (
-        torch.from_numpy(rng.normal(size=shape)) for shape in ((5, 3), (5, 1, 3), (5, 1, 3), (5, 1))
-    )
+    x, x_1, z_1, u_1 = (torch.from_numpy(rng.normal(size=shape)) for shape in ((5, 3), (5, 1, 3), (5, 1, 3), (5, 1)))
     z = interpolate(x, x_1, z_1, u_1, Regularity(l=-0.4, L=1.6), branch=branch)
     dx = x - x_1[:, 0]
     torch.testing.assert_close(z.checked(), z_1[:, 0] + slope * dx, atol=1e-12, rtol=0)

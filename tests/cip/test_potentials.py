@@ -46,9 +46,7 @@ def test_potentials_are_feasible_and_smallest(l: float, L: float, k: int, d: int
         assert (phi[b].numpy() <= known - known.min() + 1e-9).all()  # no feasible phi >= 0 lies below
 
 
-@pytest.mark.parametrize(
-    ("l", "L", "noise"), [(-2.0, 2.0, 0.6), (-0.5, 1.0, 0.15), (0.0, 2.0, 0.3), (0.2, 1.5, 0.1)]
-)
+@pytest.mark.parametrize(("l", "L", "noise"), [(-2.0, 2.0, 0.6), (-0.5, 1.0, 0.15), (0.0, 2.0, 0.3), (0.2, 1.5, 0.1)])
 def test_infeasible_exactly_where_highs_says_so(l: float, L: float, noise: float) -> None:
     x_i, z_i = noisy_neighborhoods(40, k=6, d=3, noise=noise, seed=5)
     u = feasible_potentials(x_i, z_i, Regularity(l=l, L=L))
@@ -80,8 +78,7 @@ def test_quadratics_inside_the_bounds_are_feasible(l: float, L: float) -> None:
         axis = q[:, 0] if eigenvalues[0] < l else q[:, -1]
         x = torch.from_numpy((line[:, None] * axis)[None])
         assert (
-            feasible_potentials(x, x @ torch.from_numpy(outside), Regularity(l=l, L=L)).status[0]
-            == Status.INFEASIBLE
+            feasible_potentials(x, x @ torch.from_numpy(outside), Regularity(l=l, L=L)).status[0] == Status.INFEASIBLE
         )
 
 

@@ -14,9 +14,7 @@ from .oracles import worst_violation
 from .problems import Branch, Problem, known_problem, solve
 
 # No deadline: the first call of a kernel pays for its start.
-quick = settings(
-    deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+quick = settings(deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 branches = st.sampled_from(["lower", "upper", "mean"])
 
 
@@ -57,9 +55,7 @@ def test_order_of_the_neighbors(p: Problem, branch: Branch, seed: int) -> None:
     z = interpolate(p.x, p.x_i[:, order], p.z_i[:, order], p.phi_i[:, order], p.regularity, branch=branch)
     close(z.checked(), feature)
     close(z.stats["value"], value)
-    u, permuted = (
-        feasible_potentials(p.x_i[:, o], p.z_i[:, o], p.regularity).checked() for o in (slice(None), order)
-    )
+    u, permuted = (feasible_potentials(p.x_i[:, o], p.z_i[:, o], p.regularity).checked() for o in (slice(None), order))
     close(permuted, u[:, order])
 
 
@@ -172,16 +168,11 @@ def test_batch_splitting(branch: Branch, seed: int, batch: int, cut: float) -> N
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), value, atol=1e-11, rtol=0)
     u = feasible_potentials(p.x_i, p.z_i, p.regularity).checked()
     ones = torch.cat(
-        [
-            feasible_potentials(p.x_i[b : b + 1], p.z_i[b : b + 1], p.regularity).checked()
-            for b in range(batch)
-        ]
+        [feasible_potentials(p.x_i[b : b + 1], p.z_i[b : b + 1], p.regularity).checked() for b in range(batch)]
     )
     torch.testing.assert_close(ones, u, atol=1e-12, rtol=0)
     L = smallest_smoothness(p.x_i, p.z_i)
-    torch.testing.assert_close(
-        smallest_smoothness(p.x_i[middle:], p.z_i[middle:]), L[middle:], rtol=1e-9, atol=0
-    )
+    torch.testing.assert_close(smallest_smoothness(p.x_i[middle:], p.z_i[middle:]), L[middle:], rtol=1e-9, atol=0)
 
 
 @quick
@@ -192,7 +183,4 @@ def test_smallest_smoothness_is_feasible_and_within_the_known_bounds(p: Problem)
     for b in range(2):
         if p.x_i.shape[1] > 1:  # one point fits for every L
             regularity = Regularity(l=-float(L[b]) * (1 + 1e-6), L=float(L[b]) * (1 + 1e-6))
-            assert (
-                feasible_potentials(p.x_i[b : b + 1], p.z_i[b : b + 1], regularity).status[0]
-                == Status.CONVERGED
-            )
+            assert feasible_potentials(p.x_i[b : b + 1], p.z_i[b : b + 1], regularity).status[0] == Status.CONVERGED

@@ -31,4 +31,4 @@ def test_stem_is_an_isometry() -> None:
     backbone = residual_mlp(torch.rand(1, 4, 4), 2)
     x, y = torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4)
     apart = (backbone.stem(x) - backbone.stem(y)).norm(dim=1)
-    torch.testing.assert_close(apart, (x - y).flatten(1).norm(dim=1) * backbone.stem.lipschitz)
+    torch.testing.assert_close(apart, (x - y).flatten(1).norm(dim=1) * float(backbone.stem.lipschitz))  # type: ignore[arg-type]

@@ -69,8 +69,6 @@ def test_same_seed_same_weights(digits: Data) -> None:
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-
-
 def interrupted(backbone: Backbone, digits: Data, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Train, and be stopped in the epoch after `after`."""
     from otad.train.state import TrainingState
@@ -89,9 +87,7 @@ def interrupted(backbone: Backbone, digits: Data, folder: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainingState, "save", save)
 
 
-def test_resumed_run_equals_an_uninterrupted_one(
-    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = network(digits[0]), network(digits[0])
     fit_backbone(whole, *digits, epochs=5, device="cpu")
     interrupted(parts, digits, tmp_path, monkeypatch, after=2)
@@ -105,9 +101,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
 def test_checkpoint_of_other_settings_is_refused(digits: Data, tmp_path: Path) -> None:
     fit_backbone(network(digits[0]), *digits, epochs=1, checkpoint=tmp_path, device="cpu")
     with pytest.raises(ModelFolderError, match="alpha"):
-        fit_backbone(
-            network(digits[0]), *digits, epochs=1, alpha=0.5, checkpoint=tmp_path, resume=True, device="cpu"
-        )
+        fit_backbone(network(digits[0]), *digits, epochs=1, alpha=0.5, checkpoint=tmp_path, resume=True, device="cpu")
 
 
 def test_damaged_checkpoint_is_refused(digits: Data, tmp_path: Path) -> None:

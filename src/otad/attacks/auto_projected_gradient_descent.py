@@ -140,9 +140,7 @@ class _Rows:
                 setattr(self, field.name, value[mask])
 
 
-def _begin(
-    rows: Tensor, x: Tensor, y: Tensor, target: Tensor | None, point: Tensor, threat: ThreatModel
-) -> _Rows:
+def _begin(rows: Tensor, x: Tensor, y: Tensor, target: Tensor | None, point: Tensor, threat: ThreatModel) -> _Rows:
     lowest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     return _Rows(

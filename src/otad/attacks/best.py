@@ -47,9 +47,7 @@ class Best:
         y = self.y[rows]
         broken = logits.argmax(dim=1) != y
         margins = margin(logits, y).to(self.margin.dtype)
-        better = (broken & ~self.broken[rows]) | (
-            (broken == self.broken[rows]) & (margins > self.margin[rows])
-        )
+        better = (broken & ~self.broken[rows]) | ((broken == self.broken[rows]) & (margins > self.margin[rows]))
         winners = rows[better]
         self.x_adv[winners] = candidates[better].detach()
         self.margin[winners] = margins[better]

@@ -126,9 +126,7 @@ def _continuation(
     return first
 
 
-def _best_wrong_classes(
-    model: nn.Module, x: Tensor, y: Tensor, n_targets: int
-) -> Int[Tensor, "batch targets"]:
+def _best_wrong_classes(model: nn.Module, x: Tensor, y: Tensor, n_targets: int) -> Int[Tensor, "batch targets"]:
     """The wrong classes of highest logit at x, best first, (batch, at most n_targets)."""
     with torch.no_grad():
         logits = model(x)

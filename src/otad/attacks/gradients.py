@@ -78,9 +78,7 @@ def length(gradient: Tensor) -> Float[Tensor, " batch"]:
     """Euclidean length of each row, the largest entry taken out first: squares of tiny numbers underflow."""
     flat = gradient.flatten(1)
     largest = flat.abs().amax(dim=1)
-    return largest * torch.linalg.vector_norm(
-        flat / largest.clamp_min(torch.finfo(flat.dtype).tiny)[:, None], dim=1
-    )
+    return largest * torch.linalg.vector_norm(flat / largest.clamp_min(torch.finfo(flat.dtype).tiny)[:, None], dim=1)
 
 
 @contextmanager
@@ -118,9 +116,7 @@ def _cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
 def _margin_over_spread(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     if logits.shape[1] < 3:
         # Of two logits margin and spread are the same number, and their ratio is constant.
-        raise ValueError(
-            f"the loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use 'margin'"
-        )
+        raise ValueError(f"the loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use 'margin'")
     return margin(logits, y, target) / (logits.std(dim=1) + torch.finfo(logits.dtype).tiny)
 
 

@@ -56,8 +56,7 @@ def lines(
         raise ValueError(f"neighbors and points must be at least 1, not {neighbors} and {points}")
     if x_train.shape[1:] != x.shape[1:]:
         raise ValueError(
-            f"samples have shape {tuple(x_train.shape[1:])} in x_train and {tuple(x.shape[1:])} in x; "
-            "they must agree"
+            f"samples have shape {tuple(x_train.shape[1:])} in x_train and {tuple(x.shape[1:])} in x; they must agree"
         )
     best = Best(x, y)
     nearest, found = _nearest_of_other_classes(x, y, x_train, y_train, neighbors)
@@ -108,18 +107,14 @@ def _on_the_way(x: Tensor, goal: Tensor, threat: ThreatModel, share: float, *, s
     delta = goal - x
     if straight:
         order = 2 if threat.norm == "l2" else math.inf
-        length = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1).clamp_min(
-            torch.finfo(x.dtype).tiny
-        )
+        length = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1).clamp_min(torch.finfo(x.dtype).tiny)
         delta = delta * per_row((threat.eps / length).clamp_max(1.0) * share, delta)
     else:
         delta = delta.clamp(-threat.eps * share, threat.eps * share)
     return threat.project(x + delta, x)
 
 
-def _nearest_of_other_classes(
-    x: Tensor, y: Tensor, x_train: Tensor, y_train: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _nearest_of_other_classes(x: Tensor, y: Tensor, x_train: Tensor, y_train: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Indices of the k nearest wrong-class training samples, (batch, k), and whether each exists."""
     train = x_train.flatten(1).to(x)
     squares = train.square().sum(dim=1)

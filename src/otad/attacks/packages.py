@@ -108,16 +108,10 @@ def autoattack_parts(n_classes: int, version: Version = "standard") -> tuple[tup
     """
     if version not in PARTS:
         raise ValueError(f"version must be one of {', '.join(PARTS)}, not {version!r}")
-    missing = (NEED_FOUR_CLASSES if n_classes < 4 else set()) | (
-        NEED_THREE_CLASSES if n_classes < 3 else set()
-    )
+    missing = (NEED_FOUR_CLASSES if n_classes < 4 else set()) | (NEED_THREE_CLASSES if n_classes < 3 else set())
     parts = tuple(part for part in PARTS[version] if part not in missing)
     left_out = [part for part in PARTS[version] if part in missing]
-    note = (
-        f"AutoAttack without {', '.join(left_out)}: its loss needs more than {n_classes} classes"
-        if left_out
-        else ""
-    )
+    note = f"AutoAttack without {', '.join(left_out)}: its loss needs more than {n_classes} classes" if left_out else ""
     return parts, note
 
 

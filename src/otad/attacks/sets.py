@@ -52,9 +52,7 @@ def choose(
         raise ValueError("no attack was named")
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown:
-        raise ValueError(
-            f"unknown attack {', '.join(unknown)}; sets: {', '.join(SETS)}; attacks: {', '.join(ATTACKS)}"
-        )
+        raise ValueError(f"unknown attack {', '.join(unknown)}; sets: {', '.join(SETS)}; attacks: {', '.join(ATTACKS)}")
     chosen: dict[str, Mapping[str, Any]] = {}
     left_out: dict[str, str] = {}
     for name, settings in attacks.items():
@@ -91,9 +89,7 @@ def _lines(
 ) -> Tensor:
     assert knowledge.x_train is not None  # `choose` saw to it
     assert knowledge.y_train is not None  # it comes with x_train
-    return lines(
-        model, x, y, threat, x_train=knowledge.x_train, y_train=knowledge.y_train, seed=seed, **settings
-    )
+    return lines(model, x, y, threat, x_train=knowledge.x_train, y_train=knowledge.y_train, seed=seed, **settings)
 
 
 def _transfer(
@@ -106,9 +102,7 @@ def _transfer(
     **settings: Any,
 ) -> Tensor:
     assert knowledge.backbone is not None  # `choose` saw to it
-    return transfer(
-        model, x, y, threat, source=knowledge.backbone, smoothed=knowledge.smoothed, seed=seed, **settings
-    )
+    return transfer(model, x, y, threat, source=knowledge.backbone, smoothed=knowledge.smoothed, seed=seed, **settings)
 
 
 def _autoattack(
@@ -155,6 +149,13 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "lines": {"neighbors": 3, "points": 2, "bisections": 0},
         "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
         "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
+    },
+    # As quick, with the first part of AutoAttack on what is neither broken nor proven.
+    "demo": {
+        "lines": {"neighbors": 3, "points": 2, "bisections": 0},
+        "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
+        "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
+        "autoattack": {"parts": ("apgd-ce",)},
     },
     "standard": {
         "lines": {"neighbors": 10, "points": 5},

@@ -54,6 +54,7 @@ def run_attacks(
     knowledge: AttackerKnowledge | None = None,
     previous: Mapping[str, Outcome] | None = None,
     only_survivors: bool = True,
+    proven: Bool[Tensor, " n"] | None = None,
     batch_size: int = 500,
     seed: int = 0,
     progress: bool = False,
@@ -76,6 +77,7 @@ def run_attacks(
         previous: outcomes of the same attacks for a smaller budget of the same norm: what they broke is
             broken here.
         only_survivors: spare costly attacks the samples broken before.
+        proven: samples certified at this budget; costly attacks are spared them (the others test the proof).
         batch_size: samples attacked together.
         seed: of all random numbers.
         progress: show a bar for each attack.
@@ -101,6 +103,9 @@ def run_attacks(
             if attack.costly and only_survivors and outcomes:
                 known = _worse(known, *outcomes.values())
                 note = "; ".join(filter(None, [note, "run only on samples no earlier attack broke"]))
+            spared = proven if attack.costly else None
+            if spared is not None:
+                note = "; ".join(filter(None, [note, "samples certified at the budget spared"]))
             start = _with_kept(untouched, known, threat)
             label = f"{threat.norm} {threat.eps:g} {name}"
             outcome = _run(
@@ -115,6 +120,7 @@ def run_attacks(
                 batch_size,
                 seed,
                 label if progress else None,
+                spared,
             )
             outcomes[name] = replace(outcome, note="; ".join(filter(None, [note, outcome.note])))
     return outcomes
@@ -138,20 +144,20 @@ def _run(
     batch_size: int,
     seed: int,
     label: str | None,
+    spared: Tensor | None,
 ) -> Outcome:
-    """The attack on every row that survives in `start`."""
+    """The attack on every row that survives in `start` and is not spared."""
     began = time.perf_counter()
     counted = _Counted(model)
     if knowledge.smoothed is not None:
         knowledge = replace(knowledge, smoothed=cache(_counting(knowledge.smoothed, counted)))
     x_adv = start.x_adv.clone()
-    rows = start.survived.nonzero().squeeze(1)
+    attacked = start.survived if spared is None else start.survived & ~spared
+    rows = attacked.nonzero().squeeze(1)
     with tqdm(total=len(rows), desc=label, unit="sample", leave=False, disable=label is None) as bar:
         for number, part in enumerate(rows.split(batch_size)):
             if len(part):
-                x_adv[part] = attack.run(
-                    counted, x[part], y[part], threat, knowledge, seed + number, **settings
-                )
+                x_adv[part] = attack.run(counted, x[part], y[part], threat, knowledge, seed + number, **settings)
                 bar.update(len(part))
     seconds = time.perf_counter() - began
     inside = threat.contains(x_adv, x)
@@ -191,9 +197,7 @@ def _worse(first: Outcome, *others: Outcome) -> Outcome:
         survived = torch.where(worse, other.survived, survived)
         margins = torch.where(worse, other.margin, margins)
     outcomes = (first, *others)
-    return Outcome(
-        x_adv, survived, margins, sum(o.seconds for o in outcomes), sum(o.queries for o in outcomes)
-    )
+    return Outcome(x_adv, survived, margins, sum(o.seconds for o in outcomes), sum(o.queries for o in outcomes))
 
 
 def _with_kept(untouched: Outcome, known: Outcome, threat: ThreatModel) -> Outcome:

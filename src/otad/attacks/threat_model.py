@@ -47,16 +47,12 @@ class ThreatModel:
         """How results name this budget: "0.5" for L2, "linf:0.03" for L-infinity."""
         return f"{self.eps:g}" if self.norm == "l2" else f"linf:{self.eps:g}"
 
-    def distance(
-        self, x_adv: Float[Tensor, "batch ..."], x: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, " batch"]:
+    def distance(self, x_adv: Float[Tensor, "batch ..."], x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """Distance of each row pair in this norm, in float64 whatever the inputs are."""
         delta = x_adv.detach().double().flatten(1) - x.detach().double().flatten(1)
         return torch.linalg.vector_norm(delta, ord=2 if self.norm == "l2" else math.inf, dim=1)
 
-    def project(
-        self, x_adv: Float[Tensor, "batch ..."], x: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, "batch ..."]:
+    def project(self, x_adv: Float[Tensor, "batch ..."], x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Bring each row of `x_adv` into the budget around the same row of `x`, and into the box.
 
         Clamping to the box after the ball cannot leave the ball, because x itself lies in the box.
@@ -106,9 +102,7 @@ class AttackerKnowledge:
         if (self.x_train is None) != (self.y_train is None):
             raise ValueError("x_train and y_train must be given together")
         if self.x_train is not None and self.y_train is not None and len(self.x_train) != len(self.y_train):
-            raise ValueError(
-                f"x_train has {len(self.x_train)} rows, y_train {len(self.y_train)}; they must agree"
-            )
+            raise ValueError(f"x_train has {len(self.x_train)} rows, y_train {len(self.y_train)}; they must agree")
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

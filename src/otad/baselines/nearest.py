@@ -33,9 +33,7 @@ class NearestNeighbor(nn.Module):
         counts = torch.bincount(y_train)
         if bool((counts == 0).any()):
             empty = (counts == 0).nonzero().flatten().tolist()
-            raise ValueError(
-                f"classes {empty} have no training samples; number the classes 0, 1, .. without gaps"
-            )
+            raise ValueError(f"classes {empty} have no training samples; number the classes 0, 1, .. without gaps")
         order = torch.argsort(y_train, stable=True)
         self.counts = counts.tolist()
         points = x_train.detach()[order].flatten(1)
@@ -86,9 +84,9 @@ class NearestNeighbor(nn.Module):
         own_points, own_squared = points[own], squared[own]
         # The nearest own sample alone bounds each j from below; j in that order lets the search stop early.
         anchor = own_squared.argmin()
-        lowest = _plane_distances(
-            own_points[anchor][None], own_squared[anchor][None], points[others], squared[others]
-        )[0]
+        lowest = _plane_distances(own_points[anchor][None], own_squared[anchor][None], points[others], squared[others])[
+            0
+        ]
         lowest, order = lowest.sort()
         radius = float("inf")
         for start in range(0, len(others), BLOCK):
@@ -114,9 +112,7 @@ def _plane_distances(
     """Signed distance of x to the plane halfway between own and other samples, 0 where they coincide."""
     gap = _squared_distances(own, other).sqrt()
     difference = other_squared[None] - own_squared[:, None]
-    return torch.where(
-        gap > 0, difference / (2 * gap.clamp_min(torch.finfo(gap.dtype).tiny)), torch.zeros_like(gap)
-    )
+    return torch.where(gap > 0, difference / (2 * gap.clamp_min(torch.finfo(gap.dtype).tiny)), torch.zeros_like(gap))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Float[Tensor, "a b"]:

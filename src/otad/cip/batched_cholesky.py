@@ -1,7 +1,7 @@
 """Cholesky factors of many small matrices at once, with the batch as the last and contiguous axis.
 
-LAPACK is called once per matrix, which costs more than factoring a 10 x 10 matrix does. With the batch last, column j of
-all matrices is one vectorised operation. The library's routine serves large matrices and small batches better.
+LAPACK is called once per matrix, which costs more than factoring a 10 x 10 matrix does. With the batch last, column
+j of all matrices is one vectorised operation. The library's routine serves large matrices and small batches better.
 """
 
 import torch

@@ -19,7 +19,8 @@ PRODUCT_MEMORY = 2**31  # bytes for the pair products kept between the steps of 
 
 
 class BrenierPotential(nn.Module):
-    """A potential in F(l, L) with grad phi(x_i) = z_i at all n points; its gradient is max(|l|, L)-Lipschitz everywhere.
+    """A potential in F(l, L) with grad phi(x_i) = z_i at all n points; its gradient is max(|l|, L)-Lipschitz
+    everywhere.
 
     The lower and the upper extreme potential are Moreau envelopes of n affine pieces (`MoreauEnvelope`); "mean" is half
     their sum. The Lipschitz bound holds by construction, whatever was fitted; fitting decides the values at the points.
@@ -34,6 +35,8 @@ class BrenierPotential(nn.Module):
     x: Tensor
     z: Tensor
     potentials: Tensor
+    x_mean: Tensor
+    z_mean: Tensor
 
     def __init__(
         self,
@@ -113,13 +116,15 @@ class BrenierPotential(nn.Module):
                 l, L = float(regularity.l), float(regularity.L)
                 potentials = longest_paths(terms, l, L - l)
                 if potentials is None:
-                    raise InfeasibleError(f"no potential in F({l:g}, {L:g}) fits all {len(x)} points; raise L or lower l")
+                    raise InfeasibleError(
+                        f"no potential in F({l:g}, {L:g}) fits all {len(x)} points; raise L or lower l"
+                    )
             else:
                 regularity, potentials = _smallest(terms, ratio, rtol)
             return cls(x, z, potentials, regularity)
 
     def forward(self, x: Float[Tensor, "m d"], branch: Branch = "mean") -> Solution:
-        """phi at x.
+        """Phi at x.
 
         Returns:
             value: shape (m,), float64; its gradient is `gradient(x, branch).value`.
@@ -146,8 +151,8 @@ class BrenierPotential(nn.Module):
             value: features, shape (m, d); differentiable in x.
             status: CONVERGED where all n pieces were checked and none is violated beyond rounding.
             stats: "gap" (m,), how far phi can be from its exact value; "feature_error" (m,), the error of z that this
-                allows, at most sqrt(2 (L - l) gap); "rounds" (m,), products with all n points; "indices" and "weights" (m, k), the
-                training points that make up the feature.
+                allows, at most sqrt(2 (L - l) gap); "rounds" (m,), products with all n points; "indices" and
+                "weights" (m, k), the training points that make up the feature.
 
         Raises:
             ValueError: an unknown branch, or x is not (m, d).
@@ -203,7 +208,10 @@ def _smallest(terms: PairTerms, ratio: float, rtol: float) -> tuple[Regularity, 
         potentials = longest_paths(terms, ratio * upper, (1 - ratio) * upper)
         if potentials is not None:
             break
-        lower, upper = upper, upper * (1 + 2 * (upper / (lower or upper) - 1)) if upper < 2 * lower else upper * 4
+        lower, upper = (
+            upper,
+            upper * (1 + 2 * (upper / (lower or upper) - 1)) if upper < 2 * lower else upper * 4,
+        )
     if potentials is None:
         raise InfeasibleError(f"no smoothness admits these {terms.n} points with l / L = {ratio}; use a lower ratio")
     while upper - lower > rtol * lower:

@@ -139,7 +139,9 @@ class MoreauEnvelope(nn.Module):
         return torch.addmm(offsets, y, self.slopes.T)
 
 
-def _gathered(done: list[tuple[Tensor, ...]], batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gathered(
+    done: list[tuple[Tensor, ...]], batch: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows that ended in different rounds, as one batch whose working sets hold little more than the active pieces."""
     width = max((int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done), default=1)
     indices = torch.zeros(batch, width, dtype=torch.long, device=device)

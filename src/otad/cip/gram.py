@@ -6,7 +6,6 @@ so the points are read once and all that follows costs k^2 or k^3 a query, whate
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

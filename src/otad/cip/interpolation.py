@@ -25,10 +25,11 @@ def interpolate(
     regularity: Regularity,
     branch: Branch = "lower",
 ) -> Solution:
-    """Gradient at x of the smallest ("lower") or largest ("upper") potential in F(l, L) with values u_i and gradients z_i.
+    """Gradient at x of the smallest ("lower") or largest ("upper") potential in F(l, L) with values u_i and
+    gradients z_i.
 
-    The lower one is the Moreau envelope of a maximum of affine functions, the upper one is minus the lower interpolant of
-    -phi with (l, L) -> (-L, -l), and "mean" is half their sum; each interpolates, and its gradient is
+    The lower one is the Moreau envelope of a maximum of affine functions, the upper one is minus the lower
+    interpolant of -phi with (l, L) -> (-L, -l), and "mean" is half their sum; each interpolates, and its gradient is
     max(|l|, L)-Lipschitz in x.
 
     Args:
@@ -44,8 +45,8 @@ def interpolate(
             dz/dx = l I + (L - l) P, P the projector onto the differences of the active p_i = z_i + l (x - x_i) (lower).
         status: CONVERGED, MAX_STEPS, or INFEASIBLE in rows whose u_i are not finite.
         stats: "value" phi(x); "weights" (batch, k) of the neighbours, summing to 1; "gap", the duality gap, and
-            "feature_error", the error of z that it allows, at most sqrt(2 (L - l) gap); "residual", the gap relative to the programme's scale;
-            "steps".
+            "feature_error", the error of z that it allows, at most sqrt(2 (L - l) gap); "residual", the gap relative
+            to the programme's scale; "steps".
 
     Raises:
         ValueError: an unknown branch, or shapes that do not fit.
@@ -79,8 +80,9 @@ def interpolant(
     parts += [_extreme(products, u_i, l, L, smoothing, upper=True)] if branch != "lower" else []
     curvatures = {"lower": [l], "upper": [L], "mean": [l, L]}[branch]
 
-    weights = sum(part.weights for part in parts) / len(parts)
-    pull = sum(_times(part.weights, c) for part, c in zip(parts, curvatures, strict=True)) / len(parts)
+    weights = torch.stack([part.weights for part in parts]).mean(0)
+    pulls = [_times(part.weights, c) for part, c in zip(parts, curvatures, strict=True)]
+    pull = torch.stack(pulls).mean(0)
     curvature = sum(curvatures) / len(curvatures)  # type: ignore[arg-type]
     # sum_i w_i (z_i + c (x - x_i)) with the parts of "mean" merged, so that z_i and x_i are read once.
     z = _average(weights, z_i) + per_row(curvature, x, 1) * x - _average(pull, x_i)
@@ -99,7 +101,12 @@ def interpolant(
 
 
 def _extreme(
-    products: InnerProducts, u_i: Tensor, l: float | Tensor, L: float | Tensor, smoothing: float, upper: bool = False
+    products: InnerProducts,
+    u_i: Tensor,
+    l: float | Tensor,
+    L: float | Tensor,
+    smoothing: float,
+    upper: bool = False,
 ) -> SimplexOptimum:
     """Dual of the lower interpolant; of the upper one by reflection (l, L, phi, z) -> (-L, -l, -phi, -z)."""
     curvature, sign = (L, -1) if upper else (l, 1)

@@ -67,7 +67,8 @@ def smallest_smoothness(
         rtol: relative accuracy of the answer, which is feasible itself.
 
     Returns:
-        L, shape (batch,), in units of z per x; 0 where all z_i are equal and ratio = 0 allows a flat map, inf where no L
+        L, shape (batch,), in units of z per x; 0 where all z_i are equal and ratio = 0 allows a flat map, inf where
+        no L
         is enough (equal points with different features, or, for ratio = 0, features that are not cyclically monotone).
 
     Raises:

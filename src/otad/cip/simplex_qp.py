@@ -2,7 +2,8 @@
 
     maximise  c . w - w' Q w / 2   over w >= 0, sum w = 1,   Q positive semidefinite.
 
-A feasible primal-dual interior point (Mehrotra's corrector, weighted) finds the face, a Newton step on that face sharpens the
+A feasible primal-dual interior point (Mehrotra's corrector, weighted) finds the face, a Newton step on that face
+sharpens the
 answer, and the better of the two is kept. Both are judged by the duality gap max_i r_i - w . r with r = c - Q w, which
 needs no dual variables and bounds the error of any w.
 """
@@ -56,7 +57,8 @@ def solve_simplex_qp(Q: Float[Tensor, "batch k k"], c: Float[Tensor, "batch k"])
     Returns:
         The optimum; a row that holds NaN or infinity has status INFEASIBLE and NaN weights.
 
-    Source: Mehrotra, SIAM J. Optim. 2 (1992); weighted corrector of Colombo and Gondzio, Comput. Optim. Appl. 41 (2008).
+    Source: Mehrotra, SIAM J. Optim. 2 (1992); weighted corrector of Colombo and Gondzio, Comput. Optim. Appl. 41
+    (2008).
     """
     with torch.no_grad():
         weights, active, steps = _maximize(*_scaled(Q, c))
@@ -124,7 +126,7 @@ class _Maximizer(torch.autograd.Function):
 
 def _maximize(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (k, batch), which of them are active, and steps (batch,); entries of Q and c are of order one."""
-    k, batch = c.shape
+    k = len(c)
     if k == 1:
         weights = torch.where(c.isnan(), torch.nan, 1.0).to(c)
         return weights, weights > 0, torch.zeros_like(c[0], dtype=torch.long)

@@ -62,23 +62,15 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, or the model/ folder in it.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        "--data-dir", envvar="OTAD_DATA", help="Folder in which named data sets lie.", show_default="none"
-    ),
+    typer.Option("--data-dir", envvar="OTAD_DATA", help="Folder in which named data sets lie.", show_default="none"),
 ]
-Label = Annotated[
-    str | None, typer.Option("--label", help="Label column of a table.", show_default="the model's")
-]
+Label = Annotated[str | None, typer.Option("--label", help="Label column of a table.", show_default="the model's")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of split, training and attacks.")]
 Device = Annotated[
     str | None,
-    typer.Option(
-        "--device", help="cpu, cuda, cuda:1, mps.", show_default="the accelerator if there is one, else cpu"
-    ),
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the accelerator if there is one, else cpu"),
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress on stderr; results, warnings and errors only.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr; results, warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Radii = Annotated[
     str,
@@ -115,9 +107,7 @@ def numbers(text: str, option: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of numbers separated by commas", param_hint=option
-        ) from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas", param_hint=option) from None
     wrong = [v for v in values if not (math.isfinite(v) and v > 0)]
     if wrong:
         raise DataError(

@@ -43,15 +43,11 @@ def demo(
     seed: Seed = 0,
     n_train: Annotated[int, typer.Option("--n-train", help="Number of training digits.")] = 4000,
     n_test: Annotated[int, typer.Option("--n-test", help="Number of test digits.")] = 1000,
-    n_attack: Annotated[
-        int | None, typer.Option("--n-attack", min=1, help=N_ATTACK_HELP, show_default="all")
-    ] = None,
+    n_attack: Annotated[int | None, typer.Option("--n-attack", min=1, help=N_ATTACK_HELP, show_default="all")] = None,
     epochs: Epochs = None,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="A first look in about a minute: few digits, few epochs, quick attacks."
-        ),
+        typer.Option("--quick", help="A first look in about a minute: few digits, few epochs, quick attacks."),
     ] = False,
     resume: Resume = False,
     device: Device = None,
@@ -90,7 +86,7 @@ def demo(
         quiet=quiet,
         radii=[0.5, 1.0, 1.5],
         norm="l2",
-        attacks="quick",
+        attacks="quick" if quick else "demo",
         n_attack=n_attack,
         seed=seed,
         compare_health=5 if quick else 20,
@@ -114,9 +110,7 @@ def train(
     n_train: Annotated[
         int | None, typer.Option("--n-train", help="Number of training samples.", show_default="all")
     ] = None,
-    n_test: Annotated[
-        int | None, typer.Option("--n-test", help="Number of test samples.", show_default="all")
-    ] = None,
+    n_test: Annotated[int | None, typer.Option("--n-test", help="Number of test samples.", show_default="all")] = None,
     radii: Radii = "0.5,1.0,1.5",
     norm: Annotated[Norm, typer.Option("--norm", help="Norm of the attacks.")] = Norm.L2,
     attacks: Attacks = "quick",
@@ -199,9 +193,7 @@ def _run(
     command = [*command, *(word for k, v in given.items() if v is not None for word in (k, str(v)))]
     again = shlex.join(command)
     try:
-        report = run(
-            data, out, classifier=settings, resume=resume, progress=progress(quiet), reproduce=[again], **job
-        )
+        report = run(data, out, classifier=settings, resume=resume, progress=progress(quiet), reproduce=[again], **job)
     except KeyboardInterrupt:
         raise Interrupted(_kept(out, again)) from None
     typer.echo(report.table())

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attack", "certify", "explain", "predict"]
 
-OutFile = Annotated[
-    Path | None, typer.Option("--out", "-o", help="CSV file to write.", show_default="standard output")
-]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="CSV file to write.", show_default="standard output")]
 
 
 @job
@@ -103,9 +101,7 @@ def certify(
     counts = certificate.kind != "conditional"
     right = counts if found.y is None else counts & _equal(certificate.label, found.y)
     what = "certified" if found.y is None else "correct and certified"
-    shares = ", ".join(
-        f"{100 * (right & (certificate.radius >= r)).mean():.1f} % at L2 {r:g}" for r in budgets
-    )
+    shares = ", ".join(f"{100 * (right & (certificate.radius >= r)).mean():.1f} % at L2 {r:g}" for r in budgets)
     say(f"{_counted(len(found.x), found, certificate.label)}; {what}: {shares} (radii in {card.units})")
 
 
@@ -126,9 +122,7 @@ def attack(
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for metrics.json, report.html, examples.npz.", show_default="none"
-        ),
+        typer.Option("--out", "-o", help="Folder for metrics.json, report.html, examples.npz.", show_default="none"),
     ] = None,
     part: PartOption = Part.AUTO,
     label: Label = None,

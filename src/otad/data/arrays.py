@@ -34,9 +34,7 @@ def read_npz(path: Path, *, label_required: bool = True) -> Parts:
     if all(key in arrays for key in DIVIDED):
         x_train, y_train, x_test, y_test = (arrays[key] for key in DIVIDED)
         if x_train.shape[1:] != x_test.shape[1:]:
-            raise DataError(
-                f"{path}: x_train has samples of shape {x_train.shape[1:]}, x_test of {x_test.shape[1:]}"
-            )
+            raise DataError(f"{path}: x_train has samples of shape {x_train.shape[1:]}, x_test of {x_test.shape[1:]}")
         _check_lengths(x_train, y_train, f"{path}: x_train and y_train")
         _check_lengths(x_test, y_test, f"{path}: x_test and y_test")
         x, y = np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test])
@@ -53,9 +51,7 @@ def read_npz(path: Path, *, label_required: bool = True) -> Parts:
         except ValueError as error:
             raise DataError(f"{path}: the samples hold text; encode them as numbers") from error
         check_finite(x, names, str(path))
-        return Parts(
-            x=x, y=y, is_test=is_test, split="the training and test arrays of the file", feature_names=names
-        )
+        return Parts(x=x, y=y, is_test=is_test, split="the training and test arrays of the file", feature_names=names)
     images = as_images(x, str(path))
     return Parts(x=images, y=y, is_test=is_test, split="the training and test arrays of the file")
 
@@ -73,9 +69,7 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
-                raise DataError(
-                    f"{path}: one bare array; save samples and labels with numpy.savez(path, X=X, y=y)"
-                )
+                raise DataError(f"{path}: one bare array; save samples and labels with numpy.savez(path, X=X, y=y)")
             return {key: archive[key] for key in archive.files}
     except EOFError as error:
         raise DataError(f"{path}: the file is empty; write it anew with numpy.savez") from error
@@ -90,9 +84,7 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _whole(
-    arrays: dict[str, np.ndarray], path: Path, label_required: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _whole(arrays: dict[str, np.ndarray], path: Path, label_required: bool) -> tuple[np.ndarray, np.ndarray | None]:
     for x_key, y_key in WHOLE:
         if x_key in arrays and y_key in arrays:
             _check_lengths(arrays[x_key], arrays[y_key], f"{path}: {x_key} and {y_key}")

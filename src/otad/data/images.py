@@ -72,8 +72,7 @@ def as_images(x: np.ndarray, where: str) -> np.ndarray:
     if not ((x >= 0) & (x <= 1)).all():
         bad = int(np.argwhere(~((x >= 0) & (x <= 1)))[0][0])
         raise DataError(
-            f"{where}: image {bad + 1} has values outside [0, 1] (or NaN); "
-            "save uint8, or divide by the maximum"
+            f"{where}: image {bad + 1} has values outside [0, 1] (or NaN); save uint8, or divide by the maximum"
         )
     return x.astype(np.float32)
 
@@ -124,9 +123,7 @@ def _read(path: Path) -> np.ndarray:
             if image.mode in GREY_MODES:
                 return np.asarray(image.convert("L"))
             if image.mode not in COLOUR_MODES:
-                raise DataError(
-                    f"{path}: pixel format {image.mode} is not read; save the image as 8-bit grey or RGB"
-                )
+                raise DataError(f"{path}: pixel format {image.mode} is not read; save the image as 8-bit grey or RGB")
             rgba = np.asarray(image.convert("RGBA"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         # Pillow reports some damaged files as SyntaxError.

@@ -160,8 +160,7 @@ def _read(
     if path.suffix == ".h5ad":
         return read_h5ad(path, label, label_required=label_required), name
     raise DataError(
-        f"{path}: unknown kind of file; "
-        "expected .csv, .csv.gz, .parquet, .npz, .h5ad or a folder of images by class"
+        f"{path}: unknown kind of file; expected .csv, .csv.gz, .parquet, .npz, .h5ad or a folder of images by class"
     )
 
 
@@ -187,9 +186,7 @@ def _known(y: np.ndarray | None) -> np.ndarray:
 def _check_classes(y: np.ndarray, name: str) -> None:
     classes = np.unique(y)
     if len(classes) < 2:
-        raise DataError(
-            f"{name}: only one class, {str(classes[0])!r}; a classifier needs samples of two at least"
-        )
+        raise DataError(f"{name}: only one class, {str(classes[0])!r}; a classifier needs samples of two at least")
 
 
 def _division(parts: Parts, y: np.ndarray, test_share: float, seed: int, name: str) -> tuple[np.ndarray, str]:
@@ -226,9 +223,7 @@ def _subset(
             "ask for fewer, or change test_share where the data has no division of its own"
         )
     if n < smallest:
-        raise DataError(
-            f"{name}: {argument}={n} is too few; at least {smallest} are needed (every class once)"
-        )
+        raise DataError(f"{name}: {argument}={n} is too few; at least {smallest} are needed (every class once)")
     return part if n == len(part) else part[stratified_subset(y[part], n, seed)]
 
 

@@ -146,9 +146,7 @@ def _idx(folder: Path, class_names: tuple[str, ...] = ()) -> Parts:
     y = [_idx_array(folder / f"{part}-labels-idx1-ubyte", axes=1) for part in ("train", "t10k")]
     for images, labels in zip(x, y):
         if len(images) != len(labels):
-            raise DataError(
-                f"{folder}: {len(images)} images beside {len(labels)} labels; fetch the four files anew"
-            )
+            raise DataError(f"{folder}: {len(images)} images beside {len(labels)} labels; fetch the four files anew")
     return Parts(
         x=np.concatenate(x)[:, None],
         y=np.concatenate(y).astype(np.int64),
@@ -166,17 +164,14 @@ def _idx_array(path: Path, axes: int) -> np.ndarray:
         raise DataError(f"{path}: not an IDX file of bytes with {axes} axes; unpack the original anew")
     shape = np.frombuffer(data, ">i4", count=axes, offset=4)
     if len(data) != header + int(np.prod(shape, dtype=np.int64)):
-        raise DataError(
-            f"{path}: damaged, {len(data)} bytes do not fit its stated shape {tuple(shape.tolist())}"
-        )
+        raise DataError(f"{path}: damaged, {len(data)} bytes do not fit its stated shape {tuple(shape.tolist())}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file in the data folder; "
-            "add it, or correct --data-dir (data_dir=...) or OTAD_DATA"
+            f"{path}: no such file in the data folder; add it, or correct --data-dir (data_dir=...) or OTAD_DATA"
         )
     return path
 

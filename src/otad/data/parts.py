@@ -48,9 +48,7 @@ def check_labels(labels: np.ndarray, where: str) -> np.ndarray:
         DataError: not one-dimensional, a missing label, or numbers with a fraction.
     """
     if labels.ndim != 1:
-        raise DataError(
-            f"{where}: the labels have shape {labels.shape}; expected one label per sample, shape (n,)"
-        )
+        raise DataError(f"{where}: the labels have shape {labels.shape}; expected one label per sample, shape (n,)")
     if labels.dtype.kind in "iu":
         return labels.astype(np.int64)
     if labels.dtype.kind == "f":
@@ -59,9 +57,7 @@ def check_labels(labels: np.ndarray, where: str) -> np.ndarray:
         return labels.astype(str)
     for row, value in enumerate(labels):
         if value is None or value != value:
-            raise DataError(
-                f"{where}: the label is missing at data row {row + 1}; fill it in or drop the row"
-            )
+            raise DataError(f"{where}: the label is missing at data row {row + 1}; fill it in or drop the row")
     return np.array([str(value) for value in labels])
 
 
@@ -90,9 +86,7 @@ def _whole(labels: np.ndarray, where: str) -> np.ndarray:
     for row in np.flatnonzero(~np.isfinite(labels) | (labels != np.round(labels))):
         value = labels[row]
         if np.isnan(value):
-            raise DataError(
-                f"{where}: the label is missing at data row {row + 1}; fill it in or drop the row"
-            )
+            raise DataError(f"{where}: the label is missing at data row {row + 1}; fill it in or drop the row")
         raise DataError(
             f"{where}: the label at data row {row + 1} is {value:g}; classes are whole numbers or text, "
             "so name the column that holds the class"

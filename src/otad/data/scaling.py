@@ -45,14 +45,10 @@ class Scaling:
         # Rounding may give a constant column a tiny deviation, so compare the values themselves.
         constant = x.min(axis=0) == x.max(axis=0)
         if constant.all():
-            raise DataError(
-                "every column is constant over the training samples: nothing to learn from; check the file"
-            )
+            raise DataError("every column is constant over the training samples: nothing to learn from; check the file")
         if constant.any():
             names = _names(constant, feature_names)
-            logger.warning(
-                "%d constant column(s) carry no information and are only centred: %s", constant.sum(), names
-            )
+            logger.warning("%d constant column(s) carry no information and are only centred: %s", constant.sum(), names)
         mean = np.where(constant, x[0], mean)
         # The square of a deviation may underflow to 0 although the values differ.
         scale = np.where(constant | (scale == 0), 1.0, scale)

@@ -82,14 +82,11 @@ def _check_first_lines(path: Path) -> None:
         rows = (row for row in csv.reader(lines) if row)
         header, first = next(rows, []), next(rows, [])
     if not header:
-        raise DataError(
-            f"{path}: the file is empty; expected column names in the first line and samples below"
-        )
+        raise DataError(f"{path}: the file is empty; expected column names in the first line and samples below")
     _check_names(header, path)
     if len(first) > len(header):
         raise DataError(
-            f"{path}: {len(first)} fields in the first row of data and {len(header)} column names; "
-            "name every column"
+            f"{path}: {len(first)} fields in the first row of data and {len(header)} column names; name every column"
         )
 
 
@@ -97,9 +94,7 @@ def _check_names(names: list[str], path: Path) -> None:
     seen: set[str] = set()
     for position, name in enumerate(names):
         if not name.strip():
-            raise DataError(
-                f"{path}: column {position + 1} has no name (a saved row index?); name it or leave it out"
-            )
+            raise DataError(f"{path}: column {position + 1} has no name (a saved row index?); name it or leave it out")
         if name in seen:
             raise DataError(f"{path}: two columns are named {name!r}; rename one")
         seen.add(name)

@@ -89,9 +89,19 @@ def evaluate(
         predicted = _predict(model, x, y, batch_size)
         seconds = {"predict": time.perf_counter() - began}
         radius = _radius(certificate)
+        certified = _certified(certificate, radius, y.cpu().numpy(), threats)
         began = time.perf_counter()
         outcomes = _attack(
-            model, x[:attacked], y[:attacked], threats, chosen, knowledge, batch_size, seed, progress
+            model,
+            x[:attacked],
+            y[:attacked],
+            threats,
+            chosen,
+            knowledge,
+            batch_size,
+            seed,
+            progress,
+            certified,
         )
         seconds["attack"] = time.perf_counter() - began
         began = time.perf_counter()
@@ -110,7 +120,6 @@ def evaluate(
         )
         seconds["audit"] = time.perf_counter() - began
     truth, guess = y.cpu().numpy(), predicted.cpu().numpy()
-    certified = _certified(certificate, radius, truth, threats)
     extra: dict[str, Any] = {"attacks": {k: dict(v) for k, v in chosen.items()}, "n_attacked": attacked}
     if left_out:
         extra["attacks_left_out"] = left_out
@@ -146,9 +155,7 @@ def _predict(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
-            "the model returns logits that are not finite; accuracy under attack would mean nothing"
-        )
+        raise ValueError("the model returns logits that are not finite; accuracy under attack would mean nothing")
     if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
         raise ValueError(
             f"y must lie in 0..{logits.shape[1] - 1}, the model's classes; "
@@ -167,6 +174,7 @@ def _attack(
     batch_size: int,
     seed: int,
     progress: bool,
+    certified: Mapping[str, np.ndarray],
 ) -> Outcomes:
     """Outcomes in the order of `threats`; smaller budgets go first and hand on what they broke."""
     found: Outcomes = {}
@@ -180,6 +188,7 @@ def _attack(
             chosen,
             knowledge=knowledge,
             previous=last.get((threat.norm, threat.box)),
+            proven=torch.from_numpy(certified[threat.key][: len(x)]) if threat.key in certified else None,
             batch_size=batch_size,
             seed=seed,
             progress=progress,
@@ -222,9 +231,7 @@ def _cost(outcomes: Outcomes) -> dict[str, dict[str, float]]:
     return cost
 
 
-def _examples(
-    y: np.ndarray, predicted: np.ndarray, radius: np.ndarray | None, outcomes: Outcomes
-) -> ExampleResults:
+def _examples(y: np.ndarray, predicted: np.ndarray, radius: np.ndarray | None, outcomes: Outcomes) -> ExampleResults:
     worst = {key: worst_case(found) for key, found in outcomes.items()}
     return ExampleResults(
         y=y,

@@ -89,9 +89,7 @@ def gather(
     }
 
 
-def _distances(
-    model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, found: Outcome, batch_size: int
-) -> Tensor:
+def _distances(model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, found: Outcome, batch_size: int) -> Tensor:
     """L2 distance of the adversarial examples, pulled back as far as the label stays wrong; else infinite."""
     distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for rows in (correct & ~found.survived).nonzero().squeeze(1).split(batch_size):
@@ -114,9 +112,7 @@ def _attack_order(
     white: dict[str, Tensor] = {}
     weaker: dict[str, list[Tensor]] = {}
     for threat in threats:
-        found = [
-            outcome.survived[rows] for name, outcome in outcomes[threat.key].items() if name in WHITE_BOX
-        ]
+        found = [outcome.survived[rows] for name, outcome in outcomes[threat.key].items() if name in WHITE_BOX]
         if not found:
             continue
         white[threat.key] = torch.stack(found).all(dim=0)
@@ -170,9 +166,7 @@ def _large_eps(x: Tensor, y: Tensor, threat: ThreatModel, knowledge: AttackerKno
             if len(others):
                 reach = max(reach, float(threat.distance(others, sample[None].expand_as(others)).min()))
     if reach == 0.0:
-        width = (
-            threat.box[1] - threat.box[0] if threat.box is not None else 10 * max(float(x.std()), threat.eps)
-        )
+        width = threat.box[1] - threat.box[0] if threat.box is not None else 10 * max(float(x.std()), threat.eps)
         reach = width * (x[0].numel() ** 0.5 if threat.norm == "l2" else 1.0)
     return 1.05 * max(reach, *[threat.eps])
 

@@ -46,14 +46,10 @@ def check_inputs(
     if n_attacked is not None and n_attacked < 1:
         raise ValueError(f"n_attacked must be at least 1, not {n_attacked}")
     if certificate is not None and len(certificate.radius) != len(x):
-        raise ValueError(
-            f"the certificate has {len(certificate.radius)} rows, x has {len(x)}; they must agree"
-        )
+        raise ValueError(f"the certificate has {len(certificate.radius)} rows, x has {len(x)}; they must agree")
     keys = [threat.key for threat in threats]
     if not keys or len(set(keys)) < len(keys):
-        raise ValueError(
-            f"threats must name each budget once, and at least one; they are {', '.join(keys) or 'none'}"
-        )
+        raise ValueError(f"threats must name each budget once, and at least one; they are {', '.join(keys) or 'none'}")
     for threat in threats:
         if threat.box is not None and (float(x.min()) < threat.box[0] or float(x.max()) > threat.box[1]):
             raise ValueError(

@@ -8,7 +8,9 @@ from otad.nn.backbone import Backbone, CenteredFlatten
 __all__ = ["residual_mlp"]
 
 
-def residual_mlp(mean: Float[Tensor, "..."], n_classes: int, *, n_blocks: int = 5, width: int | None = None) -> Backbone:
+def residual_mlp(
+    mean: Float[Tensor, "..."], n_classes: int, *, n_blocks: int = 5, width: int | None = None
+) -> Backbone:
     """A residual MLP whose trunk has the dimension d of its input and starts as the identity.
 
     Args:

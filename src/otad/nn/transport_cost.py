@@ -7,10 +7,10 @@ __all__ = ["transport_cost"]
 
 
 def transport_cost(residuals: list[Float[Tensor, "batch d"]]) -> Float[Tensor, " batch"]:
-    """m * sum_t |h_t(x_t)|^2 per sample, in squared stem units.
+    """M * sum_t |h_t(x_t)|^2 per sample, in squared stem units.
 
-    For m blocks this is the energy of m steps of length |h_t| taken in unit time: at least |z - x|^2, with equality on a
-    straight path at constant speed.
+    For m blocks this is the energy of m steps of length |h_t| taken in unit time: at least |z - x|^2, with equality
+    on a straight path at constant speed.
 
     Args:
         residuals: what each of the m blocks added.

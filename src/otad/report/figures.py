@@ -23,17 +23,12 @@ def accuracy_against_radius(report: Report, norm: str = "l2") -> str | None:
     models = [report, *report.rivals.values()]
     if not any(_attacked(m, norm)[0].size or (norm == "l2" and m.certified_accuracy) for m in models):
         return None
-    end = (
-        max([r for m in models for r in [*_attacked(m, norm)[0], *_certified_keys(m, norm)]], default=1.0)
-        * 1.12
-    )
+    end = max([r for m in models for r in [*_attacked(m, norm)[0], *_certified_keys(m, norm)]], default=1.0) * 1.12
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, model in enumerate(models):
-            _draw_model(
-                axes, model, norm, end, color=MODEL_COLORS[i % 6], marker=MARKERS[i % 6], first=i == 0
-            )
+            _draw_model(axes, model, norm, end, color=MODEL_COLORS[i % 6], marker=MARKERS[i % 6], first=i == 0)
         axes.set(
             xlim=(0, end),
             ylim=(0, 1.02),
@@ -65,13 +60,9 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
     def draw(figure: Figure) -> None:
         for i, (key, words) in enumerate(shown):
             axes = figure.add_subplot(len(shown), 1, i + 1)
-            points = [
-                (row.get("epoch", n + 1), row[key]) for n, row in enumerate(history) if _finite(row.get(key))
-            ]
+            points = [(row.get("epoch", n + 1), row[key]) for n, row in enumerate(history) if _finite(row.get(key))]
             epochs, values = zip(*points, strict=True)
-            axes.plot(
-                epochs, values, color=MODEL_COLORS[i], linewidth=1.8, marker="o" if len(points) < 4 else None
-            )
+            axes.plot(epochs, values, color=MODEL_COLORS[i], linewidth=1.8, marker="o" if len(points) < 4 else None)
             axes.set_title(words)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             axes.margins(x=0.02)
@@ -97,16 +88,12 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
 _CURVES = (("loss", "loss"), ("transport_cost", "transport cost"), ("accuracy", "training accuracy"))
 
 
-def _draw_model(
-    axes: Axes, model: Report, norm: str, end: float, *, color: str, marker: str, first: bool
-) -> None:
+def _draw_model(axes: Axes, model: Report, norm: str, end: float, *, color: str, marker: str, first: bool) -> None:
     curve = _certified_curve(model, norm, end)
     radii, shares = _attacked(model, norm)
     width = 2.2 if first else 1.4
     if curve is not None:
-        axes.step(
-            *curve, where="post", color=color, linewidth=width, label=f"{model.name}, certified", zorder=3
-        )
+        axes.step(*curve, where="post", color=color, linewidth=width, label=f"{model.name}, certified", zorder=3)
         keys = _certified_keys(model, norm)
         axes.plot(
             keys,
@@ -159,9 +146,7 @@ def _attacked(model: Report, norm: str) -> tuple[np.ndarray, np.ndarray]:
         for k in sorted_radii(model.robust_accuracy)
         if split_key(k)[0] == norm and "worst_case" in model.robust_accuracy[k]
     ]
-    return np.array([radius_of(k) for k in keys]), np.array(
-        [model.robust_accuracy[k]["worst_case"] for k in keys]
-    )
+    return np.array([radius_of(k) for k in keys]), np.array([model.robust_accuracy[k]["worst_case"] for k in keys])
 
 
 def _finite(value: float | None) -> bool:

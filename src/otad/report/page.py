@@ -29,9 +29,7 @@ def page(
     """The page of a report; see `Report.to_html` for the arguments."""
     names = tuple(report.extra.get("feature_names", ()))
     models = [report, *report.rivals.values()]
-    template = _environment().from_string(
-        resources.files("otad.report").joinpath("page.html.j2").read_text("utf-8")
-    )
+    template = _environment().from_string(resources.files("otad.report").joinpath("page.html.j2").read_text("utf-8"))
     return template.render(
         report=report,
         models=models,
@@ -60,9 +58,7 @@ def page(
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "number": number, "radius": _radius}
     return environment
 
@@ -99,8 +95,7 @@ def _attacked_words(report: Report) -> str:
     words = f"{attacked} of {report.n_test} test samples were attacked."
     if subset:
         shares = ", ".join(
-            f"{percent(v)} certified at {radius_words(k)}"
-            for k, v in subset.get("certified_accuracy", {}).items()
+            f"{percent(v)} certified at {radius_words(k)}" for k, v in subset.get("certified_accuracy", {}).items()
         )
         words += f" On these, {report.name} has {percent(subset.get('clean_accuracy'))} clean" + (
             f", {shares}." if shares else "."
@@ -149,9 +144,7 @@ def _attack_table(model: Report) -> dict[str, Any]:
     for name in [*names, "worst_case"]:
         cost = model.attack_cost.get(name, {})
         shares = [percent(model.robust_accuracy[key].get(name)) for key in radii]
-        rows.append(
-            (name.replace("_", " "), shares, number(cost.get("seconds")), number(cost.get("queries")))
-        )
+        rows.append((name.replace("_", " "), shares, number(cost.get("seconds")), number(cost.get("queries"))))
     return {"name": model.name, "radii": radii, "rows": rows}
 
 
@@ -187,9 +180,7 @@ def _health(health: Mapping[str, Any]) -> dict[str, Any] | None:
     facts = list(dict.fromkeys(fact for column in columns.values() for fact in column if fact not in words))
     return {
         "names": list(columns),
-        "rows": [
-            (_FACTS.get(f, f.replace("_", " ")), [_words(c.get(f)) for c in columns.values()]) for f in facts
-        ],
+        "rows": [(_FACTS.get(f, f.replace("_", " ")), [_words(c.get(f)) for c in columns.values()]) for f in facts],
         "note": " ".join(text.format(number(first[fact])) for fact, text in words.items() if fact in first),
     }
 

@@ -18,11 +18,7 @@ def transport_plane(picture: TransportPicture, *, shown: int = 240) -> str:
         shown: how many of them are drawn, spread evenly over the classes.
     """
     rows = _spread(picture.y, shown)
-    paths = (
-        picture.paths[rows]
-        if picture.paths is not None
-        else np.stack([picture.x[rows], picture.z[rows]], axis=1)
-    )
+    paths = picture.paths[rows] if picture.paths is not None else np.stack([picture.x[rows], picture.z[rows]], axis=1)
     flat, _ = plane(np.concatenate([picture.x, picture.z]), paths.reshape(-1, paths.shape[-1]))
     flat = flat.reshape(*paths.shape[:2], 2)
     y = picture.y[rows]
@@ -66,9 +62,7 @@ def transport_plane(picture: TransportPicture, *, shown: int = 240) -> str:
     return svg_text(draw, 4.8, 4.5)
 
 
-def plane(
-    points: np.ndarray, shown: np.ndarray | None = None, *, fit_on: int = 2000
-) -> tuple[np.ndarray, np.ndarray]:
+def plane(points: np.ndarray, shown: np.ndarray | None = None, *, fit_on: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     """`shown` (m, d) in the two directions of largest variance of `points` (n, d).
 
     The directions are found on at most `fit_on` evenly picked rows.

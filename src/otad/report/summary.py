@@ -60,14 +60,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain JSON types, without `examples`; NaN and infinity become None."""
-        kept = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("audit", "rivals", "examples")
-        }
-        audit = {
-            k: {"passed": c.passed, "value": c.value, "meaning": c.meaning} for k, c in self.audit.items()
-        }
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("audit", "rivals", "examples")}
+        audit = {k: {"passed": c.passed, "value": c.value, "meaning": c.meaning} for k, c in self.audit.items()}
         return plain(kept | {"audit": audit}) | {"rivals": {k: r.to_dict() for k, r in self.rivals.items()}}
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -145,8 +139,7 @@ def _report(value: Any) -> Report:
         raise ValueError(f"this JSON is no otad report: it lacks {', '.join(sorted(missing))}")
     known = {k: v for k, v in value.items() if k in names}
     known["audit"] = {
-        k: AuditCheck(c["passed"], c["value"], c.get("meaning", ""))
-        for k, c in known.get("audit", {}).items()
+        k: AuditCheck(c["passed"], c["value"], c.get("meaning", "")) for k, c in known.get("audit", {}).items()
     }
     known["rivals"] = {k: _report(r) for k, r in known.get("rivals", {}).items()}
     return Report(**known)

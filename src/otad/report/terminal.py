@@ -73,19 +73,14 @@ def _notes(report: Report) -> list[str]:
     notes = []
     attacked = report.extra.get("n_attacked")
     if report.robust_accuracy:
-        which = (
-            f"{attacked} of these test samples"
-            if attacked and attacked < report.n_test
-            else "all test samples"
-        )
+        which = f"{attacked} of these test samples" if attacked and attacked < report.n_test else "all test samples"
         names = sorted({a for by in report.robust_accuracy.values() for a in by} - {"worst_case"})
         notes.append(f"attacked: worst case per sample over {', '.join(names) or 'no attack'}, on {which}")
     subset = report.extra.get("attacked_subset")
     if subset:
         shares = ", ".join(f"{percent(v)} at {k}" for k, v in subset.get("certified_accuracy", {}).items())
         notes.append(
-            f"on those: clean {percent(subset.get('clean_accuracy'))}"
-            + (f", certified {shares}" if shares else "")
+            f"on those: clean {percent(subset.get('clean_accuracy'))}" + (f", certified {shares}" if shares else "")
         )
     facts = [
         f"{words} {number(value)}"
@@ -99,7 +94,6 @@ def _notes(report: Report) -> list[str]:
     passed = sum(check.passed is True for check in report.audit.values())
     if report.audit:
         notes.append(
-            f"audit: {passed} checks passed"
-            + (f", FAILED: {', '.join(failed)}" if failed else ", none failed")
+            f"audit: {passed} checks passed" + (f", FAILED: {', '.join(failed)}" if failed else ", none failed")
         )
     return notes + [f"CONTRADICTION: {line}" for line in report.contradictions()]

@@ -42,14 +42,10 @@ def largest_changes(
     return [(_name(names, i), float(flat[i]), float(other[i])) for i in rows if flat[i] != other[i]]
 
 
-def largest_features(
-    sample: np.ndarray, names: tuple[str, ...] = (), *, count: int = 4
-) -> list[tuple[str, float]]:
+def largest_features(sample: np.ndarray, names: tuple[str, ...] = (), *, count: int = 4) -> list[tuple[str, float]]:
     """(feature, value) for the features farthest from zero, the mean of a standardised column."""
     flat = sample.reshape(-1)
-    return [
-        (_name(names, i), float(flat[i])) for i in np.argsort(-np.abs(flat), kind="stable")[:count].tolist()
-    ]
+    return [(_name(names, i), float(flat[i])) for i in np.argsort(-np.abs(flat), kind="stable")[:count].tolist()]
 
 
 def _name(names: tuple[str, ...], i: int) -> str:

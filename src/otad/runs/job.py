@@ -107,16 +107,12 @@ def run(
     others: dict[str, Report] = {}
     if rivals and attacking:
         backbone = backbone_opponent(clf)
-        others[backbone.name] = _attack(
-            stages, "attack_backbone", backbone, data.x_test, y, knowledge, common
-        )
+        others[backbone.name] = _attack(stages, "attack_backbone", backbone, data.x_test, y, knowledge, common)
         nearest = nearest_opponent(clf, data)
         others[nearest.name] = _attack(stages, "attack_nearest", nearest, data.x_test, y, knowledge, common)
     health = {"with transport cost": dict(clf.health_)}
     if compare_health:
-        with stages.stage(
-            "train_without_transport", "train a second backbone without transport cost, to compare"
-        ):
+        with stages.stage("train_without_transport", "train a second backbone without transport cost, to compare"):
             health["without it"] = health_without_transport(data, settings, epochs=compare_health, seed=seed)
 
     report = _complete(
@@ -135,9 +131,7 @@ def run(
     return report
 
 
-def health_without_transport(
-    data: Dataset, settings: Mapping[str, Any], *, epochs: int, seed: int
-) -> dict[str, Any]:
+def health_without_transport(data: Dataset, settings: Mapping[str, Any], *, epochs: int, seed: int) -> dict[str, Any]:
     """The health of the map of the same backbone trained without transport cost and margin.
 
     Args:
@@ -186,11 +180,7 @@ def _attack(
 
 def _settings(clf: OTADClassifier, attacks: str | Sequence[str], radii: Sequence[float]) -> dict[str, Any]:
     """All that decides the numbers; not where checkpoints lie or how progress is shown."""
-    kept = {
-        k: v
-        for k, v in clf.get_params().items()
-        if k not in ("checkpoint", "resume", "verbose", "random_state")
-    }
+    kept = {k: v for k, v in clf.get_params().items() if k not in ("checkpoint", "resume", "verbose", "random_state")}
     chosen = attacks if isinstance(attacks, str) else list(attacks)
     return kept | {"attacks": chosen, "radii": sorted(float(r) for r in radii)}
 

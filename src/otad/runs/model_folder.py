@@ -71,9 +71,7 @@ class DataCard:
         """
         label = self.label if label is None else label
         names = self.feature_names
-        found = load_features(
-            source, scaling=self.scaling, feature_names=names, label=label, data_dir=data_dir
-        )
+        found = load_features(source, scaling=self.scaling, feature_names=names, label=label, data_dir=data_dir)
         self._check(found.x, found.name)
         return found
 
@@ -106,9 +104,7 @@ class DataCard:
     def to_dict(self) -> dict[str, Any]:
         """The card in JSON types."""
         card = {f.name: getattr(self, f.name) for f in fields(self)}
-        return (
-            {"format": FORMAT} | card | {"scaling": None if self.scaling is None else self.scaling.to_dict()}
-        )
+        return {"format": FORMAT} | card | {"scaling": None if self.scaling is None else self.scaling.to_dict()}
 
     @classmethod
     def from_dict(cls, card: Any) -> Self:
@@ -118,9 +114,7 @@ class DataCard:
             ModelFolderError: it is another file, or of another version.
         """
         if not isinstance(card, dict) or card.get("format") != FORMAT:
-            raise ModelFolderError(
-                f"{CARD} is no {FORMAT}: written by another program or version; train again"
-            )
+            raise ModelFolderError(f"{CARD} is no {FORMAT}: written by another program or version; train again")
         try:
             return cls(
                 name=str(card["name"]),
@@ -169,9 +163,7 @@ def check_free(folder: Path) -> None:
     foreign = folder.exists() and not folder.is_dir()
     foreign |= folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file()
     if foreign:
-        raise ModelFolderError(
-            f"{folder} exists and is no otad model; give another run folder or move it away"
-        )
+        raise ModelFolderError(f"{folder} exists and is no otad model; give another run folder or move it away")
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[OTADClassifier, DataCard]:
@@ -185,9 +177,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[OTADClassifier, DataCard]:
         raise ModelFolderError(f"{path}: no such folder; give a run folder or its model/ folder")
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / CARD).is_file():
-        raise ModelFolderError(
-            f"{path}: no otad model here (no {CARD}); give a run folder or its model/ folder"
-        )
+        raise ModelFolderError(f"{path}: no otad model here (no {CARD}); give a run folder or its model/ folder")
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
     except ValueError as error:

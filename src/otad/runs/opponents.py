@@ -50,14 +50,12 @@ def backbone_opponent(clf: OTADClassifier) -> Opponent:
 
 
 def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
-    """1-NN on the same training samples, with its exact certificate on the test samples."""
+    """1-NN on the same training samples, with its certificate on the test samples."""
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     y = torch.tensor([index[label] for label in data.y_train.tolist()])
     module = NearestNeighbor(torch.as_tensor(data.x_train), y)
     label, radius = module.certify(torch.as_tensor(data.x_test))
-    return Opponent(
-        "1-NN", module, Certificate(label=label, radius=radius, kind=np.full(len(label), "nearest"))
-    )
+    return Opponent("1-NN", module, Certificate(label=label, radius=radius, kind=np.full(len(label), "nearest")))
 
 
 def assess(
@@ -135,9 +133,7 @@ def _unattacked(
     if certificate is not None:
         # What holds only while the neighbours stay the same is not certified.
         radius = np.where(certificate.kind == "conditional", 0.0, certificate.radius)
-        certified = {
-            t.key: float(((predicted == y) & (radius >= t.eps)).mean()) for t in threats if t.norm == "l2"
-        }
+        certified = {t.key: float(((predicted == y) & (radius >= t.eps)).mean()) for t in threats if t.norm == "l2"}
     return Report(
         name=opponent.name,
         data=data,

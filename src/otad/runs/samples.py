@@ -82,9 +82,7 @@ def _broken_at(examples: ExampleResults) -> dict[int, str]:
     return broken
 
 
-def _first_of_each(
-    examples: ExampleResults, broken: dict[int, str], kinds: tuple[int, int, int]
-) -> list[int]:
+def _first_of_each(examples: ExampleResults, broken: dict[int, str], kinds: tuple[int, int, int]) -> list[int]:
     correct = examples.predicted == examples.y
     rows = examples.rows().tolist()
     withstood = [i for i in rows if correct[i] and i not in broken]
@@ -97,9 +95,7 @@ def _contributions(
 ) -> Sequence[Contribution]:
     order = np.argsort(-weights, kind="stable")[:count]
     return [
-        Contribution(
-            int(indices[i]), name(data.y_train[indices[i]]), float(weights[i]), data.x_train[indices[i]]
-        )
+        Contribution(int(indices[i]), name(data.y_train[indices[i]]), float(weights[i]), data.x_train[indices[i]])
         for i in order
         if weights[i] > 1e-6
     ]

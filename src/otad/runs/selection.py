@@ -19,9 +19,7 @@ def check_attacks(attacks: str | Sequence[str]) -> None:
     names = [] if isinstance(attacks, str) and attacks in SETS else attacks
     unknown = [name for name in ([names] if isinstance(names, str) else names) if name not in ATTACKS]
     if unknown:
-        raise ValueError(
-            f"unknown attack {', '.join(unknown)}; sets: {', '.join(SETS)}; attacks: {', '.join(ATTACKS)}"
-        )
+        raise ValueError(f"unknown attack {', '.join(unknown)}; sets: {', '.join(SETS)}; attacks: {', '.join(ATTACKS)}")
 
 
 def attacked_rows(n: int, n_attack: int | None, seed: int) -> np.ndarray:

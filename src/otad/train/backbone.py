@@ -69,7 +69,10 @@ def fit_backbone(
         alpha: weight of the transport cost; 0 trains an ordinary network.
         margin: weight of a margin in feature units: adds margin * Q * |w_j - w_y| to the wrong logits, Q the largest
             |z_i - z_j| / |x_i - x_j| in the batch, so that the loss counts what the Lipschitz bound will cost.
-        epochs, batch_size, learning_rate, weight_decay: the schedule.
+        epochs: passes over the data.
+        batch_size: samples a step, per process.
+        learning_rate: the largest of the schedule.
+        weight_decay: of AdamW.
         seed: of the batch order; the caller seeds the weights.
         checkpoint: folder for the last epoch's state, written after every epoch.
         resume: go on from the checkpoint where there is one.
@@ -109,9 +112,9 @@ def fit_backbone(
                 optimizer.step()
                 facts = torch.stack([loss.detach(), cost, accuracy, torch.ones_like(accuracy)])
                 sums += len(labels) * facts.float()
-            *means, _ = _mean(accelerator, sums).tolist()
-            history.append(Epoch(epoch + 1, *means, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{means[0]:.3f}", transport=f"{means[1]:.2f}", accuracy=f"{means[2]:.1%}")
+            loss, cost, accuracy, _ = _mean(accelerator, sums).tolist()
+            history.append(Epoch(epoch + 1, loss, cost, accuracy, time.perf_counter() - started))
+            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{cost:.2f}", accuracy=f"{accuracy:.1%}")
             bar.update()
             logger.debug("%s", history[-1])
             if accelerator.is_main_process:

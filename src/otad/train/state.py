@@ -54,10 +54,14 @@ class TrainingState:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelFolderError(f"checkpoint {self.path} cannot be read ({error}); delete it to start anew") from error
+            raise ModelFolderError(
+                f"checkpoint {self.path} cannot be read ({error}); delete it to start anew"
+            ) from error
         settings = json.loads(metadata["settings"])
         if settings != json.loads(json.dumps(self.settings)):
-            changed = sorted(k for k in settings.keys() | self.settings.keys() if settings.get(k) != self.settings.get(k))
+            changed = sorted(
+                k for k in settings.keys() | self.settings.keys() if settings.get(k) != self.settings.get(k)
+            )
             raise ModelFolderError(
                 f"checkpoint {self.path} is of a run with other {', '.join(changed)}; "
                 "use the same settings or delete it to start anew"
