@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from otad.cip import BrenierPotential, Regularity, Solution, smallest_smoothness
-from otad.cip.gram import inner_products
+from otad.cip import BrenierPotential, Regularity, Solution
+from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
-from otad.cip.potentials import potentials
+from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
 from otad.neighbors import nearest_neighbors
 
@@ -151,33 +151,32 @@ class NeighborhoodInterpolation(nn.Module):
         distances, indices = distances[:, : self.k], indices[:, : self.k]
         # The small problems are solved in float64 throughout: a neighbourhood at its smallest L is tight.
         x_i, z_i = self.x[indices].double(), self.z[indices].double()
-        with torch.no_grad():
-            regularity, u_i, relaxed = self._potentials(x_i, z_i)
         query = x.double()
         products = inner_products(query, x_i, z_i)
+        with torch.no_grad():
+            regularity, u_i, relaxed = self._potentials(products)
         solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
         ones = torch.ones_like(beyond)
         stats = {"indices": indices, "distances": distances, "next_distance": beyond, "relaxed": relaxed}
         stats |= {"l": ones * regularity.l, "L": ones * regularity.L}
         return Solution(solution.value.to(x.dtype), solution.status, solution.stats | stats)
 
-    def _potentials(self, x_i: Tensor, z_i: Tensor) -> tuple[Regularity, Tensor, Tensor]:
+    def _potentials(self, products: InnerProducts) -> tuple[Regularity, Tensor, Tensor]:
         widest = None
         if self.regularity is not None:
             regularity = self.regularity
         else:
-            widest = _positive(smallest_smoothness(x_i, z_i, -1.0))
-            L = widest if self.ratio == -1.0 else _positive(smallest_smoothness(x_i, z_i, self.ratio))
+            widest = _positive(smoothness_of(products, -1.0, torch.float64))
+            L = widest if self.ratio == -1.0 else _positive(smoothness_of(products, self.ratio, torch.float64))
             L = torch.where(L.isfinite(), L, widest) * self.factor
             regularity = Regularity(self.ratio * L, L)
-        products = inner_products(None, x_i, z_i)
         found = potentials(products, regularity.l, regularity.curvature_range, torch.float64)
         relaxed = found.value.isnan().any(1)
         if relaxed.any():
             if self.infeasible == "raise":
                 found.checked()
             if widest is None:
-                widest = _positive(smallest_smoothness(x_i, z_i, -1.0))
+                widest = _positive(smoothness_of(products, -1.0, torch.float64))
             if not widest.isfinite().all():
                 raise InfeasibleError("equal training points carry different features; merge duplicates first")
             wide = potentials(products, -widest * (1 + 1e-6), 2 * widest * (1 + 1e-6), torch.float64)

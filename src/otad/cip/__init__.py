@@ -2,6 +2,7 @@
 
 from otad.cip.brenier import BrenierPotential
 from otad.cip.interpolation import interpolate
+from otad.cip.neighborhood import interpolate_neighborhood
 from otad.cip.potentials import feasible_potentials, smallest_smoothness
 from otad.cip.regularity import Regularity, potential_gaps
 from otad.cip.solution import Solution, Status
@@ -13,6 +14,7 @@ __all__ = [
     "Status",
     "feasible_potentials",
     "interpolate",
+    "interpolate_neighborhood",
     "potential_gaps",
     "smallest_smoothness",
 ]

@@ -6,10 +6,15 @@ so the points are read once and all that follows costs k^2 or k^3 a query, whate
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["InnerProducts", "inner_products"]
+
+CACHE = 2**20  # bytes of x_i worked on at a time: what a core holds near itself
+# Centring afterwards may lose this factor of precision: then 1e-10 (float64) or 1e-6 (float32) is left.
+LOSS = {torch.float64: 1e6, torch.float32: 16.0}
 
 
 def per_row(value: float | Tensor, like: Tensor, axes: int) -> float | Tensor:
@@ -19,6 +24,11 @@ def per_row(value: float | Tensor, like: Tensor, axes: int) -> float | Tensor:
     return value.to(like).reshape(-1, *[1] * axes)
 
 
+def flat(curvature: float | Tensor) -> bool:
+    """Whether a bound is the number 0, for which distances between points do not matter."""
+    return not isinstance(curvature, Tensor) and curvature == 0
+
+
 @dataclass(frozen=True)
 class InnerProducts:
     """Inner products in float64; z is centred, delta_i = origin - x_i.
@@ -26,13 +36,13 @@ class InnerProducts:
     Attributes:
         zz: <zc_i, zc_j>.
         zd: <zc_i, delta_j>.
-        dd: <delta_i, delta_j>.
+        dd: <delta_i, delta_j>, None where l = 0 leaves no use for it.
         tilt: <mean of z, delta_j>: what centring took from <z_i, delta_j>, the same for every i.
     """
 
     zz: Float[Tensor, "batch k k"]
     zd: Float[Tensor, "batch k k"]
-    dd: Float[Tensor, "batch k k"]
+    dd: Float[Tensor, "batch k k"] | None
     tilt: Float[Tensor, "batch k"]
 
     def gaps(self, l: float | Tensor, M: float | Tensor) -> Float[Tensor, "batch k k"]:
@@ -41,11 +51,13 @@ class InnerProducts:
         zd = self.zd + self.tilt[:, None, :]  # <z_i, delta_j>
         # x_i - x_j = delta_j - delta_i
         rise = zd.diagonal(dim1=1, dim2=2)[:, None, :] - zd.transpose(1, 2)  # <z_j, x_i - x_j>
-        distance = squared_distances(self.dd)
-        return rise + l / 2 * distance + squared_distances(self.slopes(l)) / (2 * M)
+        gaps = rise + squared_distances(self.slopes(l)) / (2 * M)
+        return gaps if self.dd is None else gaps + l / 2 * squared_distances(self.dd)
 
     def slopes(self, l: float | Tensor) -> Float[Tensor, "batch k k"]:
         """Gram matrix of p_i = z_i + l delta_i, the gradients at the origin of the lower bounds of the potential."""
+        if self.dd is None:
+            return self.zz
         l = per_row(l, self.zz, 2)
         return self.zz + l * (self.zd + self.zd.transpose(1, 2)) + l * l * self.dd
 
@@ -53,18 +65,29 @@ class InnerProducts:
         """Values at the origin of the lower bounds: u_i + <z_i, delta_i> + (l/2)|delta_i|^2."""
         l = per_row(l, self.zz, 1)
         rise = self.zd.diagonal(dim1=1, dim2=2) + self.tilt
-        return u_i + rise + l / 2 * self.dd.diagonal(dim1=1, dim2=2)
+        bounds = u_i + rise
+        return bounds if self.dd is None else bounds + l / 2 * self.dd.diagonal(dim1=1, dim2=2)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        return self.zz, self.zd, self.dd, self.tilt
 
 
 def inner_products(
-    x: Float[Tensor, "batch d"] | None, x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"]
+    x: Float[Tensor, "batch d"] | None,
+    x_i: Float[Tensor, "batch k d"],
+    z_i: Float[Tensor, "batch k d"],
+    distances: bool = True,
 ) -> InnerProducts:
     """Read a batch of neighbourhoods once.
+
+    Products of the points as they are need no copies; where subtracting the origin and the mean afterwards would cost
+    digits (points far from 0 and near each other), those rows are centred first.
 
     Args:
         x: the queries, taken as origins; None takes each neighbourhood's first point.
         x_i: neighbours.
         z_i: their features.
+        distances: whether `dd` is wanted; potentials and the lower interpolant with l = 0 do without.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -76,19 +99,66 @@ def inner_products(
     if x is not None and x.shape != (x_i.shape[0], x_i.shape[2]):
         raise ValueError(f"x must be (batch, d) = {(x_i.shape[0], x_i.shape[2])}; got {tuple(x.shape)}")
     origin = x_i[:, 0] if x is None else x
+    plain, digits_left = _plain(origin, x_i, z_i, distances)
+    if bool(digits_left.all()):
+        return plain
+    far = ~digits_left
+    centered = _centered(origin[far], x_i[far], z_i[far], distances)
+    return InnerProducts(*(_merged(a, b, far) for a, b in zip(plain.parts(), centered.parts(), strict=True)))
+
+
+def _plain(
+    origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool
+) -> tuple[InnerProducts, Bool[Tensor, " batch"]]:
+    """The products, and the rows in which centring afterwards has not cost too many digits."""
+    zz, zx, xx = _raw(x_i, z_i, distances)
+    zq = (z_i @ origin[:, :, None]).squeeze(2).double()
+    xq = (x_i @ origin[:, :, None]).squeeze(2).double()
+    qq = origin.double().square().sum(1)
+    x_squares = xx if xx.ndim == 2 else xx.diagonal(dim1=1, dim2=2)
+    zd = zq[:, :, None] - zx
+    tilt = zd.mean(1)
+    rows = zz.mean(2)
+    centered = zz - rows[:, :, None] - rows[:, None, :] + rows.mean(1)[:, None, None]
+    dd = qq[:, None, None] - xq[:, :, None] - xq[:, None, :] + xx if distances else None
+    with torch.no_grad():
+        z_size, z_spread = (m.diagonal(dim1=1, dim2=2).amax(1) for m in (zz, centered))
+        x_size = torch.maximum(x_squares.amax(1), qq)
+        x_spread = (qq[:, None] - 2 * xq + x_squares).amax(1)
+        limit = LOSS[x_i.dtype]
+        good = (z_size <= limit * z_spread) & (x_size <= limit * x_spread)
+    return InnerProducts(centered, zd - tilt[:, None, :], dd, tilt), good
+
+
+def _raw(x_i: Tensor, z_i: Tensor, distances: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """<z_i, z_j>, <z_i, x_j>, and <x_i, x_j> or its diagonal, in pieces small enough to be read from memory once."""
+    tracked = torch.is_grad_enabled() and (x_i.requires_grad or z_i.requires_grad)
+    rows = len(x_i) if tracked or x_i.is_cuda else max(1, CACHE // (x_i.shape[1] * x_i.shape[2] * x_i.element_size()))
+    parts = []
+    for x, z in zip(x_i.split(max(rows, 1)), z_i.split(max(rows, 1)), strict=True):
+        z_t, x_t = z.transpose(1, 2), x.transpose(1, 2)
+        squares = x @ x_t if distances else torch.linalg.vector_norm(x, dim=2).square()
+        parts.append((z @ z_t, z @ x_t, squares))
+    zz, zx, xx = (torch.cat([part[i] for part in parts]).double() for i in range(3))
+    return zz, zx, xx
+
+
+def _centered(origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool) -> InnerProducts:
     delta = origin[:, None] - x_i
     mean = z_i.mean(1, keepdim=True)
     centered = z_i - mean
     return InnerProducts(
-        zz=_gram(centered, centered),
-        zd=_gram(centered, delta),
-        dd=_gram(delta, delta),
+        zz=(centered @ centered.transpose(1, 2)).double(),
+        zd=(centered @ delta.transpose(1, 2)).double(),
+        dd=(delta @ delta.transpose(1, 2)).double() if distances else None,
         tilt=(delta @ mean.transpose(1, 2)).squeeze(2).double(),
     )
 
 
-def _gram(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.transpose(1, 2)).double()
+def _merged(plain: Tensor | None, centered: Tensor | None, far: Tensor) -> Tensor | None:
+    if plain is None or centered is None:
+        return None
+    return plain.index_put((far.nonzero().squeeze(1),), centered)
 
 
 def squared_distances(gram: Float[Tensor, "batch k k"]) -> Float[Tensor, "batch k k"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from otad.cip.gram import InnerProducts, inner_products, per_row
+from otad.cip.gram import InnerProducts, flat, inner_products, per_row
 from otad.cip.regularity import Regularity
 from otad.cip.simplex_qp import SimplexOptimum, solve_simplex_qp
 from otad.cip.solution import Solution, Status
@@ -55,7 +55,8 @@ def interpolate(
     """
     if u_i.shape != x_i.shape[:2]:
         raise ValueError(f"u_i must be (batch, k) = {tuple(x_i.shape[:2])}; got {tuple(u_i.shape)}")
-    return interpolant(inner_products(x, x_i, z_i), x, x_i, z_i, u_i, regularity, branch)
+    products = inner_products(x, x_i, z_i, distances=branch != "lower" or not flat(regularity.l))
+    return interpolant(products, x, x_i, z_i, u_i, regularity, branch)
 
 
 def interpolant(
@@ -85,7 +86,9 @@ def interpolant(
     pull = torch.stack(pulls).mean(0)
     curvature = sum(curvatures) / len(curvatures)  # type: ignore[arg-type]
     # sum_i w_i (z_i + c (x - x_i)) with the parts of "mean" merged, so that z_i and x_i are read once.
-    z = _average(weights, z_i) + per_row(curvature, x, 1) * x - _average(pull, x_i)
+    z = _average(weights, z_i)
+    if not (branch == "lower" and flat(l)):
+        z = z + per_row(curvature, x, 1) * x - _average(pull, x_i)
     signs = {"lower": [1], "upper": [-1], "mean": [1, -1]}[branch]
     phi = sum(s * part.value for s, part in zip(signs, parts, strict=True)) / len(parts)
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from otad.cip.gram import InnerProducts, inner_products, squared_distances
+from otad.cip.gram import InnerProducts, flat, inner_products, squared_distances
 from otad.cip.regularity import Regularity
 from otad.cip.solution import Solution, Status
 
@@ -39,7 +39,8 @@ def feasible_potentials(
 
     Source: Taylor, Hendrickx, Glineur, Math. Program. 161 (2017), Theorem 4.
     """
-    return potentials(inner_products(None, x_i, z_i), regularity.l, regularity.curvature_range, x_i.dtype)
+    products = inner_products(None, x_i, z_i, distances=not flat(regularity.l))
+    return potentials(products, regularity.l, regularity.curvature_range, x_i.dtype)
 
 
 def potentials(products: InnerProducts, l: float | Tensor, M: float | Tensor, dtype: torch.dtype) -> Solution:
@@ -77,20 +78,27 @@ def smallest_smoothness(
     if ratio > 0:
         raise ValueError(f"ratio = l / L must be <= 0, where the classes F(ratio L, L) are nested; got {ratio}")
     with torch.no_grad():
-        products = inner_products(None, x_i, z_i)
+        return smoothness_of(inner_products(None, x_i, z_i), ratio, x_i.dtype, rtol)
 
-        def feasible(smoothness: Tensor) -> Tensor:
-            gaps = products.gaps(ratio * smoothness, (1 - ratio) * smoothness)
-            return _relative_cycle(_closure(gaps)[1], gaps) <= CYCLE_TOLERANCE[x_i.dtype]
 
-        lower, upper = _bracket(products, ratio, feasible, CYCLE_TOLERANCE[x_i.dtype])
-        while (open_rows := (upper - lower > rtol * upper) & upper.isfinite()).any():
-            # Far apart the ends close in on a logarithmic scale, near each other on the plain one.
-            middle = torch.where(upper > 4 * lower, (lower * upper).sqrt(), (lower + upper) / 2)
-            good = feasible(middle)
-            upper = torch.where(open_rows & good, middle, upper)
-            lower = torch.where(open_rows & ~good, middle, lower)
-        return upper.to(x_i.dtype)
+def smoothness_of(
+    products: InnerProducts, ratio: float, dtype: torch.dtype, rtol: float = 1e-8
+) -> Float[Tensor, " batch"]:
+    """`smallest_smoothness` from inner products already at hand."""
+    tolerance = CYCLE_TOLERANCE[dtype]
+
+    def feasible(smoothness: Tensor) -> Tensor:
+        gaps = products.gaps(ratio * smoothness, (1 - ratio) * smoothness)
+        return _relative_cycle(_closure(gaps)[1], gaps) <= tolerance
+
+    lower, upper = _bracket(products, ratio, feasible, tolerance)
+    while (open_rows := (upper - lower > rtol * upper) & upper.isfinite()).any():
+        # Far apart the ends close in on a logarithmic scale, near each other on the plain one.
+        middle = torch.where(upper > 4 * lower, (lower * upper).sqrt(), (lower + upper) / 2)
+        good = feasible(middle)
+        upper = torch.where(open_rows & good, middle, upper)
+        lower = torch.where(open_rows & ~good, middle, lower)
+    return upper.to(dtype)
 
 
 def _bracket(
