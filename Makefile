@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# One process per core with one thread each: threads of several processes on the same cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 # Data sets that are not part of a package: the neighbouring folder, unless the variable says otherwise.
@@ -25,13 +27,13 @@ demo: $(VENV)/.core
 	$(BIN)/otad demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
