@@ -1,21 +1,18 @@
 """One potential for all training points: fitted once, evaluated exactly anywhere."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from otad.cip.envelope import EnvelopeSolution, MoreauEnvelope
 from otad.cip.interpolation import BRANCHES, Branch
-from otad.cip.longest_paths import PairTerms, longest_paths
+from otad.cip.longest_paths import PotentialFit, fit_potentials
 from otad.cip.regularity import Regularity
 from otad.cip.solution import Solution
-from otad.errors import InfeasibleError
 
 __all__ = ["BrenierPotential"]
 
-PRODUCT_MEMORY = 2**31  # bytes for the pair products kept between the steps of a bisection
+PAIR_MEMORY = 2**30  # bytes for a block of pair scores
 
 
 class BrenierPotential(nn.Module):
@@ -37,6 +34,7 @@ class BrenierPotential(nn.Module):
     potentials: Tensor
     x_mean: Tensor
     z_mean: Tensor
+    proof: PotentialFit | None = None  # what `fit` showed; None where the potentials were given
 
     def __init__(
         self,
@@ -88,9 +86,12 @@ class BrenierPotential(nn.Module):
         *,
         regularity: Regularity | None = None,
         rtol: float = 1e-3,
-        memory: int = PRODUCT_MEMORY,
+        memory: int = PAIR_MEMORY,
+        progress: bool = False,
     ) -> "BrenierPotential":
         """Fit the potentials of all points, in the smallest class F(ratio * L, L) that admits them.
+
+        `proof` on the result tells what was shown: all n (n - 1) pairs hold, and which smaller L are ruled out.
 
         Args:
             x: distinct points, shape (n, d).
@@ -98,11 +99,13 @@ class BrenierPotential(nn.Module):
             ratio: l / L <= 0; ignored where `regularity` is given.
             regularity: use these bounds instead of searching the smallest.
             rtol: L is at most this much above the smallest feasible one.
-            memory: bytes for pair products kept between sweeps; beyond, they are computed again.
+            memory: bytes for a block of pair scores; the fit takes besides about 8 n d bytes for copies of the
+                data and 4 kB a point for chosen pairs.
+            progress: show a bar for each look at all pairs.
 
         Raises:
             InfeasibleError: the given bounds, or for ratio = 0 any, admit no potential.
-            ValueError: shapes differ, ratio > 0, or equal points carry different features.
+            ValueError: shapes differ, ratio > 0, numbers are not finite, or equal points carry different features.
 
         Source: METHOD "Global"; Taylor, Hendrickx, Glineur (2017), Theorem 4.
         """
@@ -110,18 +113,18 @@ class BrenierPotential(nn.Module):
             raise ValueError(f"x and z must both be (n, d), n >= 1; got {tuple(x.shape)} and {tuple(z.shape)}")
         if ratio > 0:
             raise ValueError(f"ratio = l / L must be <= 0; got {ratio}")
+        if not (x.isfinite().all() and z.isfinite().all()):
+            raise ValueError("x and z must be finite; some entries are NaN or infinite")
         with torch.no_grad():
-            terms = PairTerms(x, z, memory)
+            L = None
             if regularity is not None:
-                l, L = float(regularity.l), float(regularity.L)
-                potentials = longest_paths(terms, l, L - l)
-                if potentials is None:
-                    raise InfeasibleError(
-                        f"no potential in F({l:g}, {L:g}) fits all {len(x)} points; raise L or lower l"
-                    )
-            else:
-                regularity, potentials = _smallest(terms, ratio, rtol)
-            return cls(x, z, potentials, regularity)
+                L = float(regularity.L)
+                ratio = float(regularity.l) / L
+            found = fit_potentials(x, z, ratio, L=L, rtol=rtol, memory=memory, progress=progress)
+            L = found.smoothness
+            potential = cls(x, z, found.potentials, regularity or Regularity(ratio * L, L))
+            potential.proof = found
+            return potential
 
     def forward(self, x: Float[Tensor, "m d"], branch: Branch = "mean") -> Solution:
         """Phi at x.
@@ -195,30 +198,3 @@ class BrenierPotential(nn.Module):
             "weights": torch.cat([part.weights for part in parts], 1) / len(parts),
         }
         return torch.stack([part.status for part in parts]).amax(0), stats
-
-
-def _smallest(terms: PairTerms, ratio: float, rtol: float) -> tuple[Regularity, Tensor]:
-    """Bisection; the potentials of the last feasible L are kept, so the answer is feasible as it stands."""
-    quotient = terms.quotient()
-    if math.isinf(quotient):
-        raise ValueError("equal points carry different features; merge duplicates first (otad.transport does)")
-    lower = max(quotient / max(1.0, -ratio), 1e-100)
-    upper, potentials = lower * (1 + rtol), None
-    for _ in range(60):
-        potentials = longest_paths(terms, ratio * upper, (1 - ratio) * upper)
-        if potentials is not None:
-            break
-        lower, upper = (
-            upper,
-            upper * (1 + 2 * (upper / (lower or upper) - 1)) if upper < 2 * lower else upper * 4,
-        )
-    if potentials is None:
-        raise InfeasibleError(f"no smoothness admits these {terms.n} points with l / L = {ratio}; use a lower ratio")
-    while upper - lower > rtol * lower:
-        middle = (lower + upper) / 2
-        found = longest_paths(terms, ratio * middle, (1 - ratio) * middle)
-        if found is None:
-            lower = middle
-        else:
-            upper, potentials = middle, found
-    return Regularity(ratio * upper, upper), potentials
