@@ -13,7 +13,8 @@ from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 __all__ = ["Certificate", "certify"]
 
 ROUNDING = 1e-4
-RETRIEVAL_ROUNDING = 1e-6  # of distances in float32, relative: neighbours closer to a tie than this may swap
+RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
+FLOAT32 = 2.0**-23
 TRAINING_POINTS_AT_ONCE = 2**24
 
 
@@ -36,9 +37,9 @@ class Certificate:
     kind: np.ndarray
 
     def certified(self, radius: float, y: np.ndarray) -> float:
-        """Share of samples that are classified as y and certified at this radius."""
+        """Share of samples that are classified as y and keep their label under every perturbation up to this norm."""
         sound = self.kind != "conditional"
-        return float(np.mean((self.label == y) & sound & (self.radius >= radius)))
+        return float(np.mean((self.label == y) & sound & (self.radius > radius)))
 
 
 def certify(
@@ -60,50 +61,60 @@ def certify(
         model: global or neighbourhood interpolation.
         inputs: in the model's input units.
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
-        rounding: allowance for float32, relative to 1 + |z|; measured errors are below a tenth of it.
+        rounding: allowance for float32 in stem and feature, relative to 1 + |z|, at least 0.
         batch_size: inputs at a time.
 
     Returns:
         Labels are class indices.
 
+    Raises:
+        ValueError: rounding < 0.
+
     Source: METHOD section 4.
     """
+    if not rounding >= 0:
+        raise ValueError(f"rounding is an allowance and must be at least 0; got {rounding}")
     exact = model.exact()
     rows: list[tuple[Tensor, Tensor, np.ndarray]] = []
     with torch.no_grad():
         for part in inputs.double().split(batch_size):
             points = exact.stem(part)
             solution = exact.interpolation(points)
-            label, boundary = _boundary_distance(exact.head, solution, rounding)
+            label, boundary = _boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):
                 radius, kind = (
                     boundary / exact.interpolation.potential.lipschitz,
                     np.full(len(part), "global", object),
                 )
             else:
-                radius, kind = _neighborhood(exact, points, solution, label, boundary, conditional)
+                radius, kind = _neighborhood(exact, points, solution, label, boundary, conditional, rounding)
             rows.append((label, (radius / float(exact.stem.lipschitz)).clamp(min=0), kind))  # type: ignore[arg-type]
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
 
 
 def _boundary_distance(
-    head: nn.Linear, solution: Solution, rounding: float
+    head: nn.Linear, z: Float[Tensor, "batch d"], error: Float[Tensor, " batch"], rounding: float
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Label, and how far the exact feature is from the nearest feature of another label; 0 where the solver failed."""
-    z = solution.value
+    """Label, and how far the feature is at least from any feature of another label; 0 where a number is not finite.
+
+    Two allowances: `error` and rounding for the feature, and float32 arithmetic in the head for the logits, which
+    counts all the more the nearer two rows of the head are to each other.
+    """
     logits = head(z)
+    finite = logits.isfinite().all(1) & error.isfinite()
     label = logits.nan_to_num(-torch.inf).argmax(1)
-    rows = head.weight
+    rows, biases = head.weight, head.bias
     apart = (rows[label][:, None] - rows[None]).square().sum(2).sqrt()
-    margin = logits.gather(1, label[:, None]) - logits
+    size = z.norm(dim=1)
+    head_error = z.shape[1] * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
+    margin = logits.gather(1, label[:, None]) - logits - head_error - head_error.gather(1, label[:, None])
     others = torch.ones_like(margin, dtype=torch.bool).scatter(1, label[:, None], False)
     # Two classes with one row are told apart by their biases, whatever the feature.
-    distance = torch.where(others & (apart > 0), margin / apart.clamp(min=1e-300), torch.inf)
-    distance = torch.where(others & (apart == 0) & (margin <= 0), 0, distance).amin(1)
-    stats = solution.stats
-    error = stats["feature_error"] + rounding * (1 + z.norm(dim=1))
-    return label, (distance - error).nan_to_num(0.0, posinf=torch.inf).clamp(min=0)
+    distance = torch.where(apart > 0, margin / apart.clamp(min=1e-300), torch.inf)
+    distance = torch.where((apart == 0) & (margin <= 0), 0, distance)
+    distance = torch.where(others, distance, torch.inf).amin(1) - error - rounding * (1 + size)
+    return label, torch.where(finite, distance, 0).clamp(min=0)
 
 
 def _neighborhood(
@@ -113,6 +124,7 @@ def _neighborhood(
     label: Int[Tensor, " batch"],
     boundary: Float[Tensor, " batch"],
     conditional: bool,
+    rounding: float,
 ) -> tuple[Float[Tensor, " batch"], np.ndarray]:
     interpolation, stats = model.interpolation, solution.stats
     assert isinstance(interpolation, NeighborhoodInterpolation)
@@ -121,11 +133,14 @@ def _neighborhood(
         return free, np.full(len(points), "conditional", object)
     # A distance to a training point changes by at most r when x moves by r, so the set stays while 2 r < the gap.
     room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
-    room = torch.where(room.isfinite(), room - RETRIEVAL_ROUNDING * (1 + stats["next_distance"]), room).clamp(min=0)
+    ties = RETRIEVAL_ROUNDING * (1 + points.norm(dim=1) + stats["distances"][:, -1])
+    room = torch.where(room.isfinite(), room - ties, room).clamp(min=0)
     radius = free.minimum(room)
     kind = np.full(len(points), "neighborhood", object)
     if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
-        classes = model.head(interpolation.z).argmax(1)
+        exact_features = torch.zeros_like(interpolation.z[:, 0])
+        classes, inside = _boundary_distance(model.head, interpolation.z, exact_features, rounding)
+        classes = torch.where(inside > 0, classes, -1)  # a feature within rounding of a boundary vouches for none
         unanimous = torch.zeros_like(radius)
         for own in label.unique():
             rows = label == own
@@ -151,14 +166,20 @@ def _unanimous(
     if own.all():
         return torch.full_like(x[:, 0], torch.inf)
     inside, outside = points[own], points[~own]
-    d_in, d_out = torch.cdist(x, inside).square(), torch.cdist(x, outside).square()
+    d_in, d_out = _distances(x, inside).square(), _distances(x, outside).square()
     # The nearest points of the class give the largest bounds or nearly so; fewer than all only lowers the radius.
     nearest = d_in.topk(min(len(inside), 4 * k), largest=False).indices
     radius = torch.empty_like(x[:, 0])
     rows = max(1, TRAINING_POINTS_AT_ONCE // (nearest.shape[1] * len(outside)))
     for part in torch.arange(len(x), device=x.device).split(rows):
         chosen = nearest[part]
-        apart = torch.cdist(inside[chosen], outside.expand(len(part), -1, -1)).clamp(min=1e-12)
+        apart = _distances(inside[chosen], outside.expand(len(part), -1, -1))
         bound = (d_out[part][:, None] - d_in[part].gather(1, chosen)[:, :, None]) / (2 * apart)
+        bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + points.abs().amax()), bound, 0)
         radius[part] = bound.topk(k, dim=1).values[:, -1].amin(1)
-    return (radius - RETRIEVAL_ROUNDING * (1 + d_in.amin(1).sqrt())).clamp(min=0)
+    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1).sqrt())).clamp(min=0)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """From differences: products lose the distance of near points."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -127,12 +127,19 @@ class NeighborhoodInterpolation(nn.Module):
             raise ValueError(f"infeasible must be 'relax' or 'raise'; got {infeasible!r}")
         if k < 1 or factor < 1 or ratio > 0:
             raise ValueError(f"need k >= 1, factor >= 1 and ratio <= 0; got {k}, {factor} and {ratio}")
-        self.register_buffer("x", x)
-        self.register_buffer("z", z)
+        # In float64, whatever the queries are: near points lose their distances in float32.
+        self.register_buffer("x", x.double())
+        self.register_buffer("z", z.double())
         self.k, self.regularity, self.ratio, self.factor = min(k, len(x)), regularity, ratio, factor
         self.branch: Branch = _checked(branch)
         self.infeasible: Literal["relax", "raise"] = infeasible
         self.smoothing = smoothing
+
+    def _apply(self, fn, recurse=True):  # type: ignore[override]
+        exact = self.x, self.z
+        super()._apply(fn, recurse)
+        self.x, self.z = (part.to(self.x.device) for part in exact)
+        return self
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
         """Features; differentiable in x with the neighbours held.
@@ -146,11 +153,10 @@ class NeighborhoodInterpolation(nn.Module):
         Raises:
             InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.
         """
-        distances, indices = nearest_neighbors(x.detach(), self.x, min(self.k + 1, len(self.x)))
+        distances, indices = nearest_neighbors(x.detach().double(), self.x, min(self.k + 1, len(self.x)))
         beyond = distances[:, self.k] if distances.shape[1] > self.k else torch.full_like(distances[:, 0], torch.inf)
         distances, indices = distances[:, : self.k], indices[:, : self.k]
-        # The small problems are solved in float64 throughout: a neighbourhood at its smallest L is tight.
-        x_i, z_i = self.x[indices].double(), self.z[indices].double()
+        x_i, z_i = self.x[indices], self.z[indices]
         query = x.double()
         products = inner_products(query, x_i, z_i)
         with torch.no_grad():
@@ -169,6 +175,8 @@ class NeighborhoodInterpolation(nn.Module):
             widest = _positive(smoothness_of(products, -1.0, torch.float64))
             L = widest if self.ratio == -1.0 else _positive(smoothness_of(products, self.ratio, torch.float64))
             L = torch.where(L.isfinite(), L, widest) * self.factor
+            # A hair above what the search found, so that rounding l and L - l anew cannot make it infeasible.
+            L = L * (1 + 1e-7)
             regularity = Regularity(self.ratio * L, L)
         found = potentials(products, regularity.l, regularity.curvature_range, torch.float64)
         relaxed = found.value.isnan().any(1)
@@ -177,10 +185,10 @@ class NeighborhoodInterpolation(nn.Module):
                 found.checked()
             if widest is None:
                 widest = _positive(smoothness_of(products, -1.0, torch.float64))
-            if not widest.isfinite().all():
+            if not widest[relaxed].isfinite().all():
                 raise InfeasibleError("equal training points carry different features; merge duplicates first")
             wide = potentials(products, -widest * (1 + 1e-6), 2 * widest * (1 + 1e-6), torch.float64)
-            return regularity, torch.where(relaxed[:, None], wide.checked(), found.value), relaxed
+            return regularity, torch.where(relaxed[:, None], wide.value, found.value), relaxed
         return regularity, found.value, relaxed
 
     def smoothed(self, factor: float) -> "NeighborhoodInterpolation":

@@ -17,7 +17,7 @@ from torch import Tensor
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
-from otad.errors import DataError
+from otad.errors import DataError, ModelFolderError, OTADError
 from otad.nn import residual_mlp
 from otad.storage import describing_damage, labels_from_json, labels_to_json, read_model, write_model
 from otad.train.backbone import fit_backbone
@@ -71,7 +71,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
         checkpoint: folder for the state of training after each epoch.
         resume: go on from that state.
-        device: "cpu", "cuda", ..; None leaves it to accelerate. The fitted module lies on the CPU.
+        device: "cpu", "cuda", or None to leave it to accelerate. The fitted module lies on the CPU.
         mixed_precision: "no", "bf16" or "fp16", for training.
         verbose: progress bars.
         random_state: seed of weights and batch order.
@@ -165,7 +165,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"fit needs samples of at least 2 classes; y has only one class, {self.classes_[0]!r}")
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         inputs, labels = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(encoded.astype(np.int64))
 
         self.seconds_: dict[str, float] = {}
@@ -173,6 +173,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self._train(inputs, labels, seed)
         started = self._lap("train", started)
         self.transport_ = read_transport_map(self.backbone_, inputs, labels)
+        if not self.transport_.z.isfinite().all():
+            raise OTADError("training diverged: features are not finite; lower learning_rate or scale the columns of X")
         if self.transport_.conflicts:
             logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
         self.health_ = health(self.transport_)
@@ -310,7 +312,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             tensors["potentials"] = potential.potentials
         bounds = self.regularity_
         facts = {
-            "parameters": self.get_params(),
+            "parameters": self.get_params() | {"random_state": _number(self.random_state)},
+            "seed": self.seed_,
             "classes": labels_to_json(self.classes_),
             "n_features_in": self.n_features_in_,
             "input_shape": list(self.input_shape_),
@@ -332,6 +335,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             ModelFolderError: the folder is missing, damaged, or of something else.
         """
         facts, tensors = read_model(Path(folder))
+        damaged = [name for name, value in tensors.items() if not value.isfinite().all()]
+        if damaged:
+            raise ModelFolderError(
+                f"the model in {folder} holds numbers that are not finite ({damaged[0]}); save it again"
+            )
         with describing_damage(Path(folder)):
             self = cls(**facts["parameters"])
             self._check_parameters()
@@ -339,6 +347,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             self.n_features_in_, self.input_shape_ = facts["n_features_in"], tuple(facts["input_shape"])
             if "feature_names_in" in facts:
                 self.feature_names_in_ = np.array(facts["feature_names_in"], dtype=object)
+            self.seed_ = facts["seed"]
             self.history_, self.health_, self.seconds_ = facts["history"], facts["health"], facts["seconds"]
             weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
             self.backbone_ = residual_mlp(
@@ -357,7 +366,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.module_(part) for part in self._inputs(X).split(256)])
+            logits = torch.cat([self.module_(part) for part in self._inputs(X).split(256)])
+        if not logits.isfinite().all():
+            raise OTADError("the model's logits are not finite; its weights are damaged or X is far out of range")
+        return logits
 
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
@@ -377,12 +389,32 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 continue
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-        for name in ("alpha", "margin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)!r}")
+        for name, least in {"alpha": 0, "margin": 0, "smoothness_factor": 1}.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least {least}; got {getattr(self, name)!r}")
+        if self.ratio is not None and not -math.inf < self.ratio <= 0:
+            raise ValueError(f"ratio = l / L must be a number of at most 0; got {self.ratio!r}")
+        if self.smoothness is None and self.strong_convexity is not None:
+            raise ValueError(
+                "strong_convexity needs smoothness beside it; or give ratio = l / L to search the smallest L"
+            )
+        if self.interpolation == "global" and self.smoothness_factor != 1:
+            raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
+        if self.width is not None and not self.width >= 1:
+            raise ValueError(f"width must be at least 1; got {self.width!r}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(map(repr, DEVICES))}; got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' was asked for, but PyTorch finds no CUDA device; leave it out or use 'cpu'")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate!r}")
         self._bounds()
 
 
+def _number(random_state: Any) -> int | None:
+    """What of a random state JSON can hold; the seed drawn from it is kept beside."""
+    return int(random_state) if isinstance(random_state, int | np.integer) else None
+
+
+DEVICES = (None, "cpu", "cuda")
 TRANSPORT_FIELDS = ("x", "z", "y", "samples", "counts")

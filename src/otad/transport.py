@@ -80,7 +80,7 @@ def health(transport: TransportMap, k: int = 10, ratio: float = 0.0, n_points: i
     """
     k = min(k, len(transport.x))
     step = max(1, len(transport.x) // n_points)
-    _, neighbors = nearest_neighbors(transport.x[::step][:n_points], transport.x, k)
+    _, neighbors = nearest_neighbors(transport.x[::step][:n_points].double(), transport.x.double(), k)
     smoothness = smallest_smoothness(transport.x[neighbors].double(), transport.z[neighbors].double(), ratio, 1e-4)
     ordered = smoothness.sort().values
     at = {name: float(ordered[round(q * (len(ordered) - 1))]) for name, q in QUANTILES.items()}

@@ -50,26 +50,23 @@ class BrenierPotential(nn.Module):
         self.register_buffer("potentials", potentials.double())
         l, L = float(regularity.l), float(regularity.L)
         # Origins in the middle of the data keep the scores small, hence their rounding.
-        self.register_buffer("x_mean", x.mean(0), persistent=False)
-        self.register_buffer("z_mean", z.mean(0), persistent=False)
+        self.register_buffer("x_mean", x.double().mean(0), persistent=False)
+        self.register_buffer("z_mean", z.double().mean(0), persistent=False)
         self.lower = self._envelope(1.0, l, L - l)
         self.upper = self._envelope(-1.0, L, L - l)
 
     def _envelope(self, sign: float, curvature: float, M: float) -> MoreauEnvelope:
         """Of +phi from below (sign 1, curvature l) or of -phi from below (sign -1, curvature L)."""
-        x, z = (self.x - self.x_mean).double(), (self.z - self.z_mean).double()
+        x, z = self.x.double() - self.x_mean, self.z.double() - self.z_mean
         slopes = sign * (z - curvature * x)
-        # The slopes as they are stored carry the offsets, so that rounding them keeps f(x_i) = phi(x_i).
-        slopes = slopes.to(self.x.dtype)
-        exact = slopes.double()
-        tilted = self.potentials - (self.z_mean.double() * x).sum(1) - curvature / 2 * x.square().sum(1)
-        offsets = sign * tilted - (exact * x).sum(1) + exact.square().sum(1) / (2 * M)
+        tilted = self.potentials - (self.z_mean * x).sum(1) - curvature / 2 * x.square().sum(1)
+        offsets = sign * tilted - (slopes * x).sum(1) + slopes.square().sum(1) / (2 * M)
         return MoreauEnvelope(slopes, offsets, M)
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
-        exact = self.potentials
+        exact = self.potentials, self.x_mean, self.z_mean
         super()._apply(fn, recurse)
-        self.potentials = exact.to(self.x.device)
+        self.potentials, self.x_mean, self.z_mean = (part.to(self.x.device) for part in exact)
         return self
 
     @property
@@ -137,8 +134,8 @@ class BrenierPotential(nn.Module):
             ValueError: an unknown branch, or x is not (m, d).
         """
         parts = self._extremes(x, branch)
-        shift = x - self.x_mean
-        square, tilt = shift.square().sum(1).double(), (shift * self.z_mean).sum(1).double()
+        shift = x.double() - self.x_mean
+        square, tilt = shift.square().sum(1), (shift * self.z_mean).sum(1)
         curvatures, signs = self._curvatures(branch)
         total = sum(s * p.value + c / 2 * square for s, p, c in zip(signs, parts, curvatures, strict=True))
         return Solution(total / len(parts) + tilt, *self._report(parts))
@@ -161,10 +158,10 @@ class BrenierPotential(nn.Module):
             ValueError: an unknown branch, or x is not (m, d).
         """
         parts = self._extremes(x, branch)
-        shift = x - self.x_mean
+        shift = x.double() - self.x_mean
         curvatures, signs = self._curvatures(branch)
         total = sum(s * p.gradient + c * shift for s, p, c in zip(signs, parts, curvatures, strict=True))
-        return Solution(total / len(parts) + self.z_mean, *self._report(parts))
+        return Solution((total / len(parts) + self.z_mean).to(x.dtype), *self._report(parts))
 
     def smoothed(self, factor: float) -> "BrenierPotential":
         """The same affine pieces under wider smoothing: M becomes factor * M. For attacks; interpolates nothing."""
@@ -181,7 +178,7 @@ class BrenierPotential(nn.Module):
         if x.ndim != 2 or x.shape[1] != self.x.shape[1]:
             raise ValueError(f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}")
         envelopes = {"lower": [self.lower], "upper": [self.upper], "mean": [self.lower, self.upper]}[branch]
-        return [envelope(x - self.x_mean) for envelope in envelopes]
+        return [envelope(x.double() - self.x_mean) for envelope in envelopes]
 
     def _curvatures(self, branch: Branch) -> tuple[list[float], list[int]]:
         l, L = float(self.regularity.l), float(self.regularity.L)

@@ -62,20 +62,21 @@ class MoreauEnvelope(nn.Module):
 
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
         super().__init__()
-        self.register_buffer("slopes", slopes.contiguous(), persistent=False)
+        self.register_buffer("slopes", slopes.double().contiguous(), persistent=False)
         self.register_buffer("offsets", offsets.double(), persistent=False)
-        self.register_buffer("halves", slopes.double().square().sum(1) / 2, persistent=False)
+        self.register_buffer("halves", self.slopes.square().sum(1) / 2, persistent=False)
         self.M = float(M)
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
-        """Moves and casts the module; offsets and squares stay in float64, because their sums lose many digits."""
-        offsets, halves = self.offsets, self.halves
+        """Moves the module; it stays in float64: in float32 near points make the small programmes indefinite."""
+        exact = self.slopes, self.offsets, self.halves
         super()._apply(fn, recurse)
-        self.offsets, self.halves = offsets.to(self.slopes.device), halves.to(self.slopes.device)
+        self.slopes, self.offsets, self.halves = (part.to(self.slopes.device) for part in exact)
         return self
 
     def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
-        """f, its gradient and the proof of exactness at x."""
+        """f, its gradient and the proof of exactness at x, in float64."""
+        x = x.double()
         rows = max(1, SCORES_AT_ONCE // len(self.slopes))
         found = [self._working_set(chunk) for chunk in x.detach().split(rows)]
         width = max(part[0].shape[1] for part in found)
@@ -86,45 +87,44 @@ class MoreauEnvelope(nn.Module):
         offsets = self.offsets[indices]
         Q, c = self._programme(S, offsets, x)
         optimum = at_optimum(Q, c, weights, active, rounds)
-        gradient = (optimum.weights.to(S.dtype)[:, None] @ S).squeeze(1)
+        gradient = (optimum.weights[:, None] @ S).squeeze(1)
         center = (x * S.mean(1)).sum(1) - S.mean(1).square().sum(1) / (2 * self.M)
         status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        return EnvelopeSolution(
-            optimum.value + center.double(), gradient, indices, optimum.weights, gap, status, rounds
-        )
+        return EnvelopeSolution(optimum.value + center, gradient, indices, optimum.weights, gap, status, rounds)
 
     def _programme(self, S: Tensor, offsets: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Q and c of the small dual, with the slopes centred: smaller numbers, the same maximiser."""
         mean = S.mean(1, keepdim=True)
         centered = S - mean
-        c = (centered @ (x - mean.squeeze(1) / self.M)[:, :, None]).squeeze(2).double() + offsets
-        return (centered @ centered.transpose(1, 2)).double() / self.M, c
+        c = (centered @ (x - mean.squeeze(1) / self.M)[:, :, None]).squeeze(2) + offsets
+        return centered @ centered.transpose(1, 2) / self.M, c
 
     @torch.no_grad()
     def _working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Indices, weights, active mask (batch, k), gap, tolerance and rounds (batch,)."""
         n = len(self.slopes)
         alone = self.offsets - self.halves / self.M
-        start = self._scores(x, alone.to(x.dtype)).topk(min(FIRST, n), dim=1).indices
+        start = self._scores(x, alone).topk(min(FIRST, n), dim=1).indices
         rows, indices = torch.arange(len(x), device=x.device), start
         done: list[tuple[Tensor, ...]] = []
         for round_ in range(1, MAX_ROUNDS + 1):
             part = x[rows]
             S, offsets = self.slopes[indices], self.offsets[indices]
             optimum = solve_simplex_qp(*self._programme(S, offsets, part))
-            nearest = part - (optimum.weights.to(S.dtype)[:, None] @ S).squeeze(1) / self.M
-            scores = self._scores(nearest, self.offsets.to(x.dtype))
-            inside = scores.gather(1, indices).double()
+            nearest = part - (optimum.weights[:, None] @ S).squeeze(1) / self.M
+            scores = self._scores(nearest, self.offsets)
+            inside = scores.gather(1, indices)
             attained = (optimum.weights * inside).sum(1)
-            rounding = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1).double())
-            tolerance = rounding + SOLVER_GAP * optimum.scale
-            gap = torch.maximum(scores.amax(1).double(), inside.amax(1)) - attained
+            rounding = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1))
+            tolerance = 2 * rounding + SOLVER_GAP * optimum.scale
+            gap = torch.maximum(scores.amax(1), inside.amax(1)) - attained
             scores.scatter_(1, indices, -torch.inf)
-            violated = scores.amax(1).double() > inside.amax(1) + rounding
+            violated = scores.amax(1) > inside.amax(1) + rounding
             last = round_ == MAX_ROUNDS or indices.shape[1] >= n
             stop = torch.ones_like(violated) if last else ~violated
             if stop.any():
-                gap = gap.clamp(min=0)
+                # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
+                gap = gap.clamp(min=0) + rounding
                 done.append((rows, indices, optimum.weights, gap, tolerance, torch.full_like(rows, round_), stop))
             if stop.all():
                 break
@@ -144,6 +144,7 @@ def _gathered(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows that ended in different rounds, as one batch whose working sets hold little more than the active pieces."""
     width = max((int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done), default=1)
+    width = max(width, 1)
     indices = torch.zeros(batch, width, dtype=torch.long, device=device)
     weights = torch.zeros(batch, width, dtype=torch.float64, device=device)
     gap, tolerance = (torch.zeros(batch, dtype=torch.float64, device=device) for _ in range(2))

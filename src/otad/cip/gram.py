@@ -68,9 +68,6 @@ class InnerProducts:
         bounds = u_i + rise
         return bounds if self.dd is None else bounds + l / 2 * self.dd.diagonal(dim1=1, dim2=2)
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        return self.zz, self.zd, self.dd, self.tilt
-
 
 def inner_products(
     x: Float[Tensor, "batch d"] | None,
@@ -104,12 +101,16 @@ def inner_products(
         return plain
     far = ~digits_left
     centered = _centered(origin[far], x_i[far], z_i[far], distances)
-    return InnerProducts(*(_merged(a, b, far) for a, b in zip(plain.parts(), centered.parts(), strict=True)))
+    rows = (far.nonzero().squeeze(1),)
+    return InnerProducts(
+        zz=plain.zz.index_put(rows, centered.zz),
+        zd=plain.zd.index_put(rows, centered.zd),
+        dd=None if plain.dd is None or centered.dd is None else plain.dd.index_put(rows, centered.dd),
+        tilt=plain.tilt.index_put(rows, centered.tilt),
+    )
 
 
-def _plain(
-    origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool
-) -> tuple[InnerProducts, Bool[Tensor, " batch"]]:
+def _plain(origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool) -> tuple[InnerProducts, Bool[Tensor, " batch"]]:
     """The products, and the rows in which centring afterwards has not cost too many digits."""
     zz, zx, xx = _raw(x_i, z_i, distances)
     zq = (z_i @ origin[:, :, None]).squeeze(2).double()
@@ -153,12 +154,6 @@ def _centered(origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool) -> Inne
         dd=(delta @ delta.transpose(1, 2)).double() if distances else None,
         tilt=(delta @ mean.transpose(1, 2)).squeeze(2).double(),
     )
-
-
-def _merged(plain: Tensor | None, centered: Tensor | None, far: Tensor) -> Tensor | None:
-    if plain is None or centered is None:
-        return None
-    return plain.index_put((far.nonzero().squeeze(1),), centered)
 
 
 def squared_distances(gram: Float[Tensor, "batch k k"]) -> Float[Tensor, "batch k k"]:

@@ -24,7 +24,7 @@ CANDIDATES = 16  # nearest points paired with each point at the start, and viola
 NEWTON_STEPS = 6  # cycles followed before the search for the smallest L takes longer steps
 MAX_STEPS = 200
 LARGEST = 1e100  # beyond, weights that fall as 1 / L are no smaller than rounding
-SMALLEST = 1e-100  # where all features are equal, any L > 0 fits
+SMALLEST = 1e-6  # where all features are equal, any L > 0 fits
 
 
 @dataclass(frozen=True)

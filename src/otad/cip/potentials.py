@@ -105,6 +105,7 @@ def _bracket(
     products: InnerProducts, ratio: float, feasible: Callable[[Tensor], Tensor], tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """A lower end that the pairs alone force (the quotients |dz|/|dx|) and a feasible upper end, 0 or inf."""
+    assert products.dd is not None  # asked for by every caller
     moved, apart = squared_distances(products.zz), squared_distances(products.dd)
     together = apart <= tolerance * apart.amax((1, 2), keepdim=True)
     same = moved <= tolerance * moved.amax((1, 2), keepdim=True)

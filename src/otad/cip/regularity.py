@@ -66,4 +66,6 @@ def potential_gaps(
     Source: Taylor, Hendrickx, Glineur, Math. Program. 161 (2017), Theorem 4; for l < 0 Rotaru, Glineur,
     Patrinos (2022).
     """
-    return inner_products(None, x_i, z_i, distances=not flat(regularity.l)).gaps(regularity.l, regularity.curvature_range)
+    return inner_products(None, x_i, z_i, distances=not flat(regularity.l)).gaps(
+        regularity.l, regularity.curvature_range
+    )

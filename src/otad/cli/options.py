@@ -83,7 +83,7 @@ Radii = Annotated[
 Attacks = Annotated[
     str,
     typer.Option(
-        "--attacks", help="quick, standard, strong, or names of attacks separated by commas.", metavar="SUITE"
+        "--attacks", help="quick, demo, standard, strong, or names of attacks separated by commas.", metavar="SUITE"
     ),
 ]
 PartOption = Annotated[
@@ -120,7 +120,7 @@ def attack_names(text: str) -> str | list[str]:
     """The text "standard" as it is, "lines,transfer" as a list, "none" as no attack."""
     if text == "none":
         return []
-    if text in ("quick", "standard", "strong"):
+    if text in ("quick", "demo", "standard", "strong"):
         return text
     return [part.strip() for part in text.split(",") if part.strip()]
 

@@ -89,7 +89,7 @@ def demo(
         attacks="quick" if quick else "demo",
         n_attack=n_attack,
         seed=seed,
-        compare_health=5 if quick else 20,
+        compare_health=5 if quick else 12,
     )
 
 

@@ -31,6 +31,7 @@ from otad.errors import DataError
 
 if TYPE_CHECKING:
     from otad.data import Features
+    from otad.estimator import OTADClassifier
     from otad.runs import DataCard
 
 __all__ = ["attack", "certify", "explain", "predict"]
@@ -53,7 +54,7 @@ def predict(
     from otad.runs import read_model
 
     clf, card = read_model(model)
-    found = _samples(card, data, part, label, data_dir)
+    found = _samples(clf, card, data, part, label, data_dir)
     probability = clf.predict_proba(found.x)
     predicted = clf.classes_[probability.argmax(axis=1)]
     columns: dict[str, Any] = {
@@ -82,15 +83,17 @@ def certify(
 ) -> None:
     """Prove for every sample an L2 radius within which the prediction cannot change, as CSV."""
     budgets = numbers(radii, "--radii")
+    import numpy as np
+
     from otad.runs import read_model
 
     clf, card = read_model(model)
-    found = _samples(card, data, part, label, data_dir)
+    found = _samples(clf, card, data, part, label, data_dir)
     certificate = clf.certify(found.x)
     columns: dict[str, Any] = {
         "row": found.rows,
         "predicted": certificate.label,
-        "radius": certificate.radius.round(6),
+        "radius": np.floor(certificate.radius * 1e6) / 1e6,
         "kind": certificate.kind,
     }
     if found.y is not None:
@@ -135,7 +138,7 @@ def attack(
     from otad.runs import attack_model, read_model, write_outputs
 
     clf, card = read_model(model)
-    found = _samples(card, data, part, label, data_dir)
+    found = _samples(clf, card, data, part, label, data_dir)
     if found.y is None:
         raise DataError(f"{found.name}: an attack needs the true classes; name the label column with --label")
     report = attack_model(
@@ -172,7 +175,7 @@ def explain(
     from otad.runs import explanation_rows, read_model
 
     clf, card = read_model(model)
-    found = _samples(card, data, part, label, data_dir)
+    found = _samples(clf, card, data, part, label, data_dir)
     if not 0 <= index < len(found.x):
         raise DataError(
             f"--index {index} is out of range: {found.name} has {len(found.x)} samples here, counted from 0"
@@ -193,13 +196,18 @@ def explain(
         typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
-def _samples(card: "DataCard", data: str, part: Part, label: str | None, data_dir: Path | None) -> "Features":
+def _samples(
+    clf: "OTADClassifier", card: "DataCard", data: str, part: Part, label: str | None, data_dir: Path | None
+) -> "Features":
     """The samples a command works on: of the model's own named data set the test part, else all."""
     from otad.data import NAMES
+    from otad.runs.selection import known_labels
 
     if part == Part.TEST or (part == Part.AUTO and data == card.name and data in NAMES):
-        return card.test_part(data, data_dir=data_dir)
-    return card.features(data, data_dir=data_dir, label=label)
+        found = card.test_part(data, data_dir=data_dir)
+    else:
+        found = card.features(data, data_dir=data_dir, label=label)
+    return found if found.y is None else found._replace(y=known_labels(clf.classes_, found.y))
 
 
 def _equal(a: Any, b: Any) -> Any:

@@ -213,7 +213,7 @@ def _certified(
     if certificate is None or radius is None:
         return {}
     right = np.asarray(certificate.label) == y
-    return {threat.key: right & (radius >= threat.eps) for threat in threats if threat.norm == "l2"}
+    return {threat.key: right & (radius > threat.eps) for threat in threats if threat.norm == "l2"}
 
 
 def _shares(found: Mapping[str, Outcome]) -> dict[str, float]:

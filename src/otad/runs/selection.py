@@ -7,7 +7,7 @@ import numpy as np
 from otad.attacks.sets import ATTACKS, SETS
 from otad.errors import DataError
 
-__all__ = ["attacked_rows", "check_attacks", "class_indices"]
+__all__ = ["attacked_rows", "check_attacks", "class_indices", "known_labels"]
 
 
 def check_attacks(attacks: str | Sequence[str]) -> None:
@@ -33,6 +33,17 @@ def attacked_rows(n: int, n_attack: int | None, seed: int) -> np.ndarray:
     if n_attack is None or n_attack >= n:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, n_attack, replace=False))
+
+
+def known_labels(classes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Labels in the type of the model's classes.
+
+    A file that holds only some classes may read as numbers where the training file read as text.
+    """
+    if classes.dtype.kind == y.dtype.kind:
+        return y
+    by_name = {str(label): label for label in classes.tolist()}
+    return np.array([by_name.get(str(label), str(label)) for label in y.tolist()])
 
 
 def class_indices(classes: np.ndarray, y: np.ndarray, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Fit a backbone under the transport cost: one loop for every network, on whatever devices accelerate finds."""
 
+import hashlib
 import logging
 import math
 import time
@@ -94,7 +95,8 @@ def fit_backbone(
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=learning_rate, weight_decay=weight_decay)
     objective, optimizer, loader = accelerator.prepare(_Objective(backbone, alpha, margin), optimizer, loader)
     settings = {"alpha": alpha, "margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "n": len(x)}
+    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "data": _digest(x, y)}
+    settings["shapes"] = [list(value.shape) for value in backbone.state_dict().values()]
     state = TrainingState(checkpoint, "backbone", settings)
     history = [Epoch(**row) for row in state.load(backbone, optimizer)] if resume else []
     started = time.perf_counter() - (history[-1].seconds if history else 0.0)
@@ -122,6 +124,14 @@ def fit_backbone(
     optimizer.zero_grad(set_to_none=True)
     backbone.to("cpu").eval().requires_grad_(False)
     return history
+
+
+def _digest(x: Tensor, y: Tensor) -> str:
+    """Of the training data, so that a checkpoint is gone on from with its own data only."""
+    digest = hashlib.sha256()
+    for part in (x, y):
+        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _mean(accelerator: Accelerator, sums: Tensor) -> Tensor:

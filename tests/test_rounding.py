@@ -1,0 +1,98 @@
+"""The shipped float32 module against its certificate where rounding is worst: near duplicates, far queries."""
+
+import numpy as np
+import pytest
+import torch
+
+from otad import OTADClassifier
+from otad.certificate import ROUNDING, certify
+from otad.cip import BrenierPotential, Regularity
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.neighbors import nearest_neighbors
+from otad.nn import CenteredFlatten
+
+
+def near_duplicates(jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    base, labels = rng.normal(size=(60, 20)), rng.integers(0, 3, 60)
+    X = (base[:, None] + jitter * rng.normal(size=(60, 8, 20))).reshape(-1, 20).astype(np.float32)
+    return X, np.repeat(labels, 8)
+
+
+@pytest.mark.parametrize("interpolation", ["global", "neighborhood"])
+@pytest.mark.parametrize("jitter", [1e-2, 1e-4])
+def test_no_label_flips_within_the_radius_near_duplicates(interpolation: str, jitter: float) -> None:
+    X, y = near_duplicates(jitter)
+    settings = {"n_blocks": 2, "width": 32, "epochs": 40, "device": "cpu", "random_state": 0}
+    clf = OTADClassifier(interpolation=interpolation, **settings).fit(X, y)  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    Q = (X[rng.integers(len(X), size=600)] + 2 * jitter * rng.normal(size=(600, 20))).astype(np.float32)
+    certificate = clf.certify(Q)
+    proven = certificate.radius > 0
+    assert (clf.predict(Q) == certificate.label)[proven].all()
+    step = rng.normal(size=Q.shape)
+    step *= 0.999 * np.minimum(certificate.radius, 10)[:, None] / np.linalg.norm(step, axis=1, keepdims=True)
+    assert (clf.predict((Q + step).astype(np.float32)) == certificate.label)[proven].all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("L", [2.0, 20.0])
+def test_float32_error_is_within_the_allowance(scale: float, L: float) -> None:
+    X, _ = near_duplicates(1e-3)
+    x = torch.from_numpy(X)
+    potential = BrenierPotential.fit(x, 1.2 * x, regularity=Regularity(-L, L))
+    model = OTAD(CenteredFlatten(torch.zeros(20)), GlobalInterpolation(potential), torch.nn.Linear(20, 2))
+    inputs = scale * torch.randn(300, 20, generator=torch.Generator().manual_seed(2))
+    exact = model.exact().features(inputs.double())
+    error = (model.features(inputs).value.double() - exact.value).norm(dim=1)
+    assert (error <= ROUNDING * (1 + exact.value.norm(dim=1)) / 10).all()
+
+
+def plain(head: torch.nn.Linear) -> OTAD:
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(3))
+    return OTAD(CenteredFlatten(torch.zeros(3)), GlobalInterpolation(BrenierPotential.fit(x, 1.1 * x)), head)
+
+
+def test_a_head_that_is_not_finite_proves_nothing() -> None:
+    head = torch.nn.Linear(3, 3)
+    head.weight.data[2] = torch.nan
+    assert (certify(plain(head), torch.randn(20, 3)).radius == 0).all()
+
+
+def test_rows_that_float32_cannot_tell_apart_prove_nothing() -> None:
+    head = torch.nn.Linear(3, 2)
+    head.weight.data[:] = torch.tensor([100.0, 0.0, 0.0])
+    head.bias.data[:] = torch.tensor([0.0, 1e-6])
+    assert (certify(plain(head), torch.randn(20, 3)).radius == 0).all()
+
+
+def test_features_within_rounding_of_a_boundary_vouch_for_no_class() -> None:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(4))
+    z = torch.zeros(30, 2)
+    z[:, 0] = 1e-9
+    head = torch.nn.Linear(2, 2)
+    head.weight.data[:] = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    head.bias.data.zero_()
+    interpolation = NeighborhoodInterpolation(x, z, k=5, regularity=Regularity(0.0, 2.0))
+    certificate = certify(OTAD(CenteredFlatten(torch.zeros(2)), interpolation, head), x)
+    assert (certificate.radius == 0).all()
+
+
+def test_negative_allowance_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        certify(plain(torch.nn.Linear(3, 2)), torch.zeros(1, 3), rounding=-1.0)
+
+
+def test_constant_data_and_features_are_survived() -> None:
+    clf = OTADClassifier(n_blocks=1, epochs=1, device="cpu").fit(np.ones((10, 3)), [0, 1] * 5)
+    assert np.isfinite(clf.decision_function(np.ones((2, 3)))).all()
+    x = torch.randn(20, 3)
+    assert BrenierPotential.fit(x, torch.ones(20, 3)).gradient(x).value.isfinite().all()
+
+
+def test_neighbors_of_two_far_groups_are_exact_in_float64() -> None:
+    rng = np.random.default_rng(5)
+    points = torch.from_numpy(np.concatenate([s * 1000 + 0.003 * rng.normal(size=(100, 4)) for s in (-1, 1)]))
+    distances, _ = nearest_neighbors(points, points, 7)
+    expected = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").sort(dim=1).values[:, :7]
+    torch.testing.assert_close(distances, expected, rtol=1e-9, atol=1e-12)
