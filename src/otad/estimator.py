@@ -49,7 +49,7 @@ class Explanation:
 
 
 class OTADClassifier(ClassifierMixin, BaseEstimator):
-    """A classifier that fits its training data and comes with certificates.
+    """A classifier that reproduces its backbone's training features and comes with certificates.
 
     A backbone is trained under a transport cost until it is nearly an optimal-transport map; that map is then
     interpolated by convex integration, so that its Lipschitz constant is known.

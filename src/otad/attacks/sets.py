@@ -137,7 +137,11 @@ ATTACKS: dict[str, Attack] = {
     "autoattack": Attack(
         _autoattack,
         costly=True,
-        note=lambda n_classes, settings: autoattack_parts(n_classes, settings.get("version", "standard"))[1],
+        note=lambda n_classes, settings: (
+            f"only its part {', '.join(settings['parts'])}"
+            if settings.get("parts")
+            else autoattack_parts(n_classes, settings.get("version", "standard"))[1]
+        ),
     ),
     "noise": Attack(_noise),
 }
