@@ -195,9 +195,11 @@ def test_one_point_and_two() -> None:
 def test_equal_features_fit_any_smoothness() -> None:
     x, _ = points(30, 3)
     phi = BrenierPotential.fit(x, torch.ones_like(x))
-    assert float(phi.regularity.L) < 1e-90
+    # Any L > 0 fits; so small a one that the map is flat, and large enough to divide by.
+    assert 0 < float(phi.regularity.L) < 1e-5
     exact = x.sum(1)
-    torch.testing.assert_close(phi.potentials, exact - exact.min(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(phi.potentials, exact - exact.min(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(phi.gradient(3 * x).value, torch.ones_like(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("ratio", [-1.0, -0.5])
