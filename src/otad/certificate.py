@@ -28,8 +28,8 @@ class Certificate:
             certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
             (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
-            the radius
-            has only features of the class). "conditional" assumes the neighbours fixed: never count it as certified.
+            the radius has only features of the class), "nearest" (the 1-NN baseline's planes between samples).
+            "conditional" assumes the neighbours fixed: never count it as certified.
     """
 
     label: np.ndarray
