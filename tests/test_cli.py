@@ -20,6 +20,9 @@ import pytest
 from otad.cli import main
 from otad.files import write_text
 
+pytestmark = pytest.mark.slow
+
+
 OTAD = [sys.executable, "-m", "otad"]
 TINY = ("--n-train", "300", "--n-test", "60", "--epochs", "40", "--device", "cpu", "--quiet")
 

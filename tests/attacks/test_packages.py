@@ -9,6 +9,8 @@ from otad.attacks.packages import autoattack_parts
 from otad.errors import MissingExtraError
 from tests.attacks.known import assert_tight, assert_within, linear
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize(("classes", "shape"), [(2, (7,)), (3, (12,)), (5, (1, 8, 8)), (5, (2, 14, 9)), (4, (1,))])

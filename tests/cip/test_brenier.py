@@ -11,6 +11,9 @@ from otad.errors import InfeasibleError
 from .oracles import enumerated, lp_potentials, lp_smallest_smoothness, qcqp, worst_violation
 from .problems import BRANCHES, Branch, KnownPotential
 
+pytestmark = pytest.mark.slow
+
+
 # How far above the smallest feasible L `fit` may stay.
 SMOOTHNESS_SLACK = 1.001e-3
 

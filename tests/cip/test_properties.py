@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,9 @@ from otad.cip import Regularity, Status, feasible_potentials, interpolate, small
 
 from .oracles import worst_violation
 from .problems import Branch, Problem, known_problem, solve
+
+pytestmark = pytest.mark.slow
+
 
 # No deadline: the first call of a kernel pays for its start.
 quick = settings(deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
