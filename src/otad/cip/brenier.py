@@ -168,8 +168,7 @@ class BrenierPotential(nn.Module):
         if not 0 < factor <= 1:
             raise ValueError(f"factor must be in (0, 1]; got {factor}")
         wider = BrenierPotential(self.x, self.z, self.potentials, self.regularity)
-        for envelope in (wider.lower, wider.upper):
-            envelope.M *= factor
+        wider.lower, wider.upper = self.lower.smoothed(factor), self.upper.smoothed(factor)
         return wider
 
     def _extremes(self, x: Tensor, branch: Branch) -> list[EnvelopeSolution]:

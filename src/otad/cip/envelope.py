@@ -3,24 +3,28 @@
     f(x) = min_y max_i [<s_i, y> + a_i] + (M/2) |x - y|^2
          = max over the simplex of  w . (S x + a) - |S' w|^2 / (2M),
 
-a convex function with M-Lipschitz gradient g = S' w, whatever the slopes s_i and the offsets a_i are.
+a convex function with M-Lipschitz gradient g = S' w, whatever the slopes s_i and the offsets a_i are. The maximiser is
+found on few pieces and proved on all: at y = x - g / M none may exceed those that carry weight.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from otad.cip.simplex_qp import at_optimum, solve_simplex_qp
+from otad.cip.simplex_qp import along_face, solve_simplex_qp
+from otad.cip.sketch import Sketch
 from otad.cip.solution import Status
 
 __all__ = ["EnvelopeSolution", "MoreauEnvelope"]
 
-FIRST, MORE = 16, 8  # pieces in the first working set, and added per round
+FIRST, GUESSED, MORE = 8, 16, 8  # pieces in the first working set, added by a guess, and added per round of proof
 MAX_ROUNDS = 40
 SOLVER_GAP = 1e-12  # of the small programmes, relative to their scale
-SCORES_AT_ONCE = 2**25  # entries of the (rows, n) score matrix held at a time
+ROWS = 2048  # queries worked on together
+CACHE = 2**20  # bytes of slopes worked on at a time: what a core holds near itself
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class EnvelopeSolution:
         weights: their weights, shape (batch, k), float64, summing to 1.
         gap: duality gap over all n pieces, shape (batch,): value <= f(x) <= value + gap, and the error of
             the gradient is at most sqrt(2 M gap).
-        status: CONVERGED where no piece is violated beyond rounding.
-        rounds: products with all n slopes that were needed.
+        status: CONVERGED where no piece is violated beyond rounding; INFEASIBLE where x is not finite.
+        rounds: times that all n pieces were looked at for a proof.
     """
 
     value: Float[Tensor, " batch"]
@@ -51,116 +55,227 @@ class MoreauEnvelope(nn.Module):
     """The function above as a module with buffers.
 
     Args:
-        slopes: s_i, shape (n, d).
+        slopes: s_i, shape (n, d); best centred.
         offsets: a_i, shape (n,), kept in float64.
         M: smoothness.
     """
 
     slopes: Tensor
     offsets: Tensor
-    halves: Tensor
 
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
         super().__init__()
         self.register_buffer("slopes", slopes.double().contiguous(), persistent=False)
         self.register_buffer("offsets", offsets.double(), persistent=False)
-        self.register_buffer("halves", self.slopes.square().sum(1) / 2, persistent=False)
         self.M = float(M)
+        self._sketch: Sketch | None = None
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
         """Moves the module; it stays in float64: in float32 near points make the small programmes indefinite."""
-        exact = self.slopes, self.offsets, self.halves
+        exact = self.slopes, self.offsets
         super()._apply(fn, recurse)
-        self.slopes, self.offsets, self.halves = (part.to(self.slopes.device) for part in exact)
+        self.slopes, self.offsets = (part.to(self.slopes.device) for part in exact)
+        self._sketch = None
         return self
+
+    @property
+    def sketch(self) -> Sketch:
+        """Made when first used, on the device of the slopes."""
+        if self._sketch is None:
+            with torch.no_grad():
+                self._sketch = Sketch(self.slopes, self.offsets)
+        return self._sketch
+
+    def smoothed(self, factor: float) -> "MoreauEnvelope":
+        """The same pieces under the smoothness factor * M."""
+        wider = MoreauEnvelope(self.slopes, self.offsets, factor * self.M)
+        wider._sketch = self.sketch
+        return wider
 
     def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
         """f, its gradient and the proof of exactness at x, in float64."""
         x = x.double()
-        rows = max(1, SCORES_AT_ONCE // len(self.slopes))
-        found = [self._working_set(chunk) for chunk in x.detach().split(rows)]
-        width = max(part[0].shape[1] for part in found)
-        indices, weights, active, gap, tolerance, rounds = (
-            torch.cat([_widened(part[i], width) for part in found]) for i in range(6)
-        )
-        S = self.slopes[indices]
-        offsets = self.offsets[indices]
-        Q, c = self._programme(S, offsets, x)
-        optimum = at_optimum(Q, c, weights, active, rounds)
-        gradient = (optimum.weights[:, None] @ S).squeeze(1)
-        center = (x * S.mean(1)).sum(1) - S.mean(1).square().sum(1) / (2 * self.M)
-        status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        return EnvelopeSolution(optimum.value + center, gradient, indices, optimum.weights, gap, status, rounds)
+        with torch.no_grad():
+            found = _joined([self._solution(chunk) for chunk in x.detach().split(ROWS)])
+        value, gradient = _Differentiable.apply(self, x, self.slopes, self.offsets, found)
+        return replace(found, value=value, gradient=gradient)
 
-    def _programme(self, S: Tensor, offsets: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and c of the small dual, with the slopes centred: smaller numbers, the same maximiser."""
-        mean = S.mean(1, keepdim=True)
-        centered = S - mean
-        c = (centered @ (x - mean.squeeze(1) / self.M)[:, :, None]).squeeze(2) + offsets
-        return centered @ centered.transpose(1, 2) / self.M, c
-
-    @torch.no_grad()
-    def _working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Indices, weights, active mask (batch, k), gap, tolerance and rounds (batch,)."""
-        n = len(self.slopes)
-        alone = self.offsets - self.halves / self.M
-        start = self._scores(x, alone).topk(min(FIRST, n), dim=1).indices
-        rows, indices = torch.arange(len(x), device=x.device), start
-        done: list[tuple[Tensor, ...]] = []
-        for round_ in range(1, MAX_ROUNDS + 1):
-            part = x[rows]
-            S, offsets = self.slopes[indices], self.offsets[indices]
-            optimum = solve_simplex_qp(*self._programme(S, offsets, part))
-            nearest = part - (optimum.weights[:, None] @ S).squeeze(1) / self.M
-            scores = self._scores(nearest, self.offsets)
-            inside = scores.gather(1, indices)
-            attained = (optimum.weights * inside).sum(1)
-            rounding = 64 * torch.finfo(x.dtype).eps * (1 + scores.abs().amax(1))
-            tolerance = 2 * rounding + SOLVER_GAP * optimum.scale
-            gap = torch.maximum(scores.amax(1), inside.amax(1)) - attained
-            scores.scatter_(1, indices, -torch.inf)
-            violated = scores.amax(1) > inside.amax(1) + rounding
-            last = round_ == MAX_ROUNDS or indices.shape[1] >= n
-            stop = torch.ones_like(violated) if last else ~violated
-            if stop.any():
-                # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
-                gap = gap.clamp(min=0) + rounding
-                done.append((rows, indices, optimum.weights, gap, tolerance, torch.full_like(rows, round_), stop))
-            if stop.all():
-                break
-            fresh = scores[~stop].topk(min(MORE, n - indices.shape[1]), dim=1).indices
+    def _solution(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
+        finite = x.isfinite().all(1)
+        rows, x, n = finite.nonzero().squeeze(1), x[finite], len(self.slopes)
+        done: list[tuple[Tensor, EnvelopeSolution]] = [
+            ((~finite).nonzero().squeeze(1), self._nothing(int((~finite).sum())))
+        ]
+        if len(x) == 0:
+            return done[0][1]
+        indices = self.sketch.likely(x, min(FIRST, n), self.M)
+        if n > FIRST:
+            guess = self._solve(x, indices)
+            indices = _kept(guess)
+            guessed = self.sketch.likely(guess.y, min(GUESSED, n - indices.shape[1]), excluded=indices)
+            indices = torch.cat([indices, guessed], 1)
+        round_ = 0
+        while len(x):
+            round_ += 1
+            step = self._solve(x, indices)
+            largest, fresh = self._outside(step)
+            stop = (largest <= step.threshold) | (round_ == MAX_ROUNDS)
+            done.append((rows[stop], self._ended(step, largest, round_, stop)))
+            rows, x = rows[~stop], x[~stop]
             # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
-            weights = optimum.weights[~stop]
-            kept = weights.topk(int((weights > 0).sum(1).amax()), dim=1).indices
-            rows, indices = rows[~stop], torch.cat([indices[~stop].gather(1, kept), fresh], 1)
-        return _gathered(done, len(x), x.device)
+            kept, fresh = _kept(step, ~stop), fresh[~stop]
+            indices = torch.cat([kept, torch.where(fresh < 0, kept[:, -1:], fresh)], 1)
+        joined = _joined([part for _, part in done])
+        order = torch.cat([places for places, _ in done]).argsort()
+        return EnvelopeSolution(*(getattr(joined, field.name)[order] for field in fields(EnvelopeSolution)))
 
-    def _scores(self, y: Tensor, offsets: Tensor) -> Tensor:
-        return torch.addmm(offsets, y, self.slopes.T)
+    def _solve(self, x: Float[Tensor, "rows d"], indices: Int[Tensor, "rows k"]) -> "_Step":
+        """The small programme on chosen pieces, and their values at its y."""
+        Q, c, tilt, mean = self._products(x, indices)
+        c = c - tilt + self.offsets[indices]
+        optimum = solve_simplex_qp(Q, c)
+        weights = optimum.weights
+        gradient = nn.functional.embedding_bag(indices, self.slopes, mode="sum", per_sample_weights=weights)
+        y = x - gradient / self.M
+        inside = c - (Q @ weights[:, :, None]).squeeze(2) + torch.linalg.vecdot(mean, y)[:, None]
+        length = torch.linalg.vector_norm(y, dim=1) + torch.linalg.vector_norm(x, dim=1)
+        rounding = 64 * torch.finfo(x.dtype).eps * (1 + self.sketch.slope_scale * length + self.sketch.offset_scale)
+        return _Step(indices, weights, gradient, y, inside, rounding, optimum.scale)
+
+    def _products(self, x: Tensor, indices: Int[Tensor, "rows k"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of chosen slopes, each row's centred (c_i = s_i - mean): smaller numbers, the same maximiser.
+
+        Returns:
+            <c_i, c_j> / M (rows, k, k), <c_i, x> and <c_i, mean> / M (rows, k), and mean (rows, d).
+        """
+        (rows, k), d = indices.shape, x.shape[1]
+        Q, along = x.new_empty(rows, k, k), x.new_empty(rows, k, 2)
+        both = torch.stack([x, x], 2)
+        at_once = rows if x.is_cuda else CACHE // (k * d * x.element_size())
+        # In portions that are read from memory once.
+        for start in range(0, rows, max(1, at_once)):
+            part = slice(start, start + max(1, at_once))
+            S = self.slopes[indices[part]]
+            both[part, :, 1] = S.mean(1)
+            S.sub_(both[part, None, :, 1])
+            torch.bmm(S, S.transpose(1, 2), out=Q[part])
+            torch.bmm(S, both[part], out=along[part])
+        return Q.div_(self.M), along[:, :, 0], along[:, :, 1] / self.M, both[:, :, 1]
+
+    def _outside(self, step: "_Step") -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
+        """The largest value of the other pieces at y where one exceeds the threshold, and the first such; -1 fills."""
+        n, rows = len(self.slopes), len(step.y)
+        row, piece = self.sketch.above(step.y, step.threshold, step.indices)
+        value = torch.empty(len(row), dtype=torch.float64, device=row.device)
+        chunk = max(1, CACHE // (8 * self.slopes.shape[1]))
+        for start in range(0, len(row), chunk):
+            part = slice(start, start + chunk)
+            value[part] = torch.linalg.vecdot(step.y[row[part]], self.slopes[piece[part]])
+        value += self.offsets[piece]
+        violated = value > step.threshold[row]
+        row, piece, value = row[violated], piece[violated], value[violated]
+        order = value.argsort(descending=True)
+        order = order[row[order].argsort(stable=True)]
+        row, piece, value = row[order], piece[order], value[order]
+        place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+        fresh = torch.full((rows, MORE), -1, dtype=torch.long, device=row.device)
+        first = place < MORE
+        fresh[row[first], place[first]] = piece[first]
+        largest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=row.device)
+        largest[row[place == 0]] = value[place == 0]
+        return largest, fresh
+
+    def _ended(self, step: "_Step", largest: Tensor, round_: int, stop: Tensor) -> EnvelopeSolution:
+        attained = (step.weights * step.inside).sum(1)
+        # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
+        gap = (torch.maximum(largest, step.inside.amax(1)) - attained).clamp(min=0) + step.rounding
+        exact = gap <= 2 * step.rounding + SOLVER_GAP * step.scale
+        indices = _kept(step, stop)
+        return EnvelopeSolution(
+            value=(attained + step.gradient.square().sum(1) / (2 * self.M))[stop],
+            gradient=step.gradient[stop],
+            indices=indices,
+            weights=step.weights[stop].topk(indices.shape[1], dim=1).values,
+            gap=gap[stop],
+            status=torch.where(exact, int(Status.CONVERGED), int(Status.MAX_STEPS))[stop],
+            rounds=torch.full_like(step.indices[stop, 0], round_),
+        )
+
+    def _nothing(self, rows: int) -> EnvelopeSolution:
+        nan = self.slopes.new_full((rows, self.slopes.shape[1]), torch.nan)
+        zeros = torch.zeros(rows, 1, dtype=torch.long, device=nan.device)
+        status = torch.full_like(zeros[:, 0], int(Status.INFEASIBLE))
+        return EnvelopeSolution(nan[:, 0], nan, zeros, nan[:, :1], nan[:, 0], status, zeros[:, 0])
 
 
-def _gathered(
-    done: list[tuple[Tensor, ...]], batch: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows that ended in different rounds, as one batch whose working sets hold little more than the active pieces."""
-    width = max((int((weights[stop] > 0).sum(1).amax()) for _, _, weights, *_, stop in done), default=1)
-    width = max(width, 1)
-    indices = torch.zeros(batch, width, dtype=torch.long, device=device)
-    weights = torch.zeros(batch, width, dtype=torch.float64, device=device)
-    gap, tolerance = (torch.zeros(batch, dtype=torch.float64, device=device) for _ in range(2))
-    rounds = torch.zeros(batch, dtype=torch.long, device=device)
-    for rows, row_indices, row_weights, row_gap, row_tolerance, row_rounds, stop in done:
-        at = rows[stop]
-        best = row_weights[stop].topk(min(width, row_weights.shape[1]), dim=1)
-        chosen = row_indices[stop].gather(1, best.indices)
-        indices[at], weights[at] = _widened(chosen, width), _widened(best.values, width)
-        gap[at], tolerance[at], rounds[at] = row_gap[stop], row_tolerance[stop], row_rounds[stop]
-    return indices, weights, weights > 0, gap, tolerance, rounds
+@dataclass(frozen=True)
+class _Step:
+    """Optimum over few pieces, row by row; `inside` are the values of these pieces at y."""
+
+    indices: Int[Tensor, "rows k"]
+    weights: Float[Tensor, "rows k"]
+    gradient: Float[Tensor, "rows d"]
+    y: Float[Tensor, "rows d"]
+    inside: Float[Tensor, "rows k"]
+    rounding: Float[Tensor, " rows"]
+    scale: Float[Tensor, " rows"]
+
+    @property
+    def threshold(self) -> Float[Tensor, " rows"]:
+        return self.inside.amax(1) + self.rounding
 
 
-def _widened(rows: Tensor, width: int) -> Tensor:
-    """Repeat the first column: a repeated piece with weight 0 changes nothing."""
-    if rows.ndim == 1 or rows.shape[1] == width:
-        return rows
-    first = rows[:, :1] if rows.dtype == torch.long else torch.zeros_like(rows[:, :1])
-    return torch.cat([rows, first.expand(-1, width - rows.shape[1])], 1)
+class _Differentiable(torch.autograd.Function):
+    """Gives value and gradient, which are known, their derivatives.
+
+    With w the weights, g = S'w and y = x - g / M, the implicit function theorem on the active face gives for
+    cotangents (v, h) of (value, gradient): the weights move by m, the solution of (S S' / M) m = S h on the face with
+    sum m = 0; then x gets v g + S'm, s_i gets w_i (v y + h - S'm / M) + m_i y, and a_i gets v w_i + m_i.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, envelope: MoreauEnvelope, x: Tensor, slopes: Tensor, offsets: Tensor, found: EnvelopeSolution
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, slopes, found.indices, found.weights, found.gradient)
+        ctx.envelope = envelope
+        return found.value.clone(), found.gradient.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, slopes, indices, weights, gradient = ctx.saved_tensors
+        M = ctx.envelope.M
+        Q, along, *_ = ctx.envelope._products(h, indices)
+        moved = along_face(Q, along, weights > 0)
+        lift = nn.functional.embedding_bag(indices, slopes, mode="sum", per_sample_weights=moved)
+        of_slopes = of_offsets = None
+        if ctx.needs_input_grad[2]:
+            y = x - gradient / M
+            rows = weights[:, :, None] * (v[:, None] * y + h - lift / M)[:, None] + moved[:, :, None] * y[:, None]
+            of_slopes = torch.zeros_like(slopes).index_put_((indices,), rows, accumulate=True)
+        if ctx.needs_input_grad[3]:
+            rows = v[:, None] * weights + moved
+            of_offsets = torch.zeros_like(slopes[:, 0]).index_put_((indices,), rows, accumulate=True)
+        return None, v[:, None] * gradient + lift, of_slopes, of_offsets, None
+
+
+def _kept(step: _Step, rows: Tensor | None = None) -> Int[Tensor, "rows active"]:
+    """The pieces with weight, as many columns as the row with most of them needs."""
+    weights, indices = (step.weights, step.indices) if rows is None else (step.weights[rows], step.indices[rows])
+    width = int((weights > 0).sum(1).amax()) if len(weights) else 1
+    return indices.gather(1, weights.topk(max(width, 1), dim=1).indices)
+
+
+def _joined(parts: list[EnvelopeSolution]) -> EnvelopeSolution:
+    """One batch; narrower parts repeat their first piece with weight 0, which changes nothing."""
+    width = max(part.indices.shape[1] for part in parts)
+    columns = {}
+    for field in fields(EnvelopeSolution):
+        tensors = [getattr(part, field.name) for part in parts]
+        if field.name == "indices":
+            tensors = [torch.cat([t, t[:, :1].expand(-1, width - t.shape[1])], 1) for t in tensors]
+        if field.name == "weights":
+            tensors = [nn.functional.pad(t, (0, width - t.shape[1])) for t in tensors]
+        columns[field.name] = torch.cat(tensors)
+    return EnvelopeSolution(**columns)

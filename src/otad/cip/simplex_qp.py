@@ -18,7 +18,7 @@ from torch import Tensor
 from otad.cip.batched_cholesky import BatchedCholesky
 from otad.cip.solution import Status
 
-__all__ = ["SimplexOptimum", "solve_simplex_qp"]
+__all__ = ["SimplexOptimum", "along_face", "at_optimum", "solve_simplex_qp"]
 
 MAX_STEPS = 40
 GAP_TOLERANCE = 1e-15  # relative; beyond it rounding rules
@@ -87,6 +87,16 @@ def at_optimum(
     return SimplexOptimum(weights, value, gap, scale, status, steps)
 
 
+def along_face(
+    Q: Float[Tensor, "batch k k"], right: Float[Tensor, "batch k"], active: Bool[Tensor, "batch k"]
+) -> Float[Tensor, "batch k"]:
+    """How the maximiser moves with c: the m with Q m = right on the active face up to a constant, sum m = 0."""
+    scale = Q.diagonal(dim1=1, dim2=2).amax(1)
+    scale = torch.where(scale > 0, scale, 1)
+    matrix = (Q / scale[:, None, None] + 1).permute(1, 2, 0)
+    return _face_step(matrix, (right / scale[:, None]).T, active.T).T
+
+
 def _gap(slack: Float[Tensor, "batch k"], weights: Float[Tensor, "batch k"]) -> Float[Tensor, " batch"]:
     best = slack.amax(1, keepdim=True)
     return (weights * (best - slack)).sum(1)
@@ -112,14 +122,14 @@ class _Maximizer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, Q: Tensor, c: Tensor, weights: Tensor, active: Tensor) -> Tensor:
-        ctx.save_for_backward(Q, c, weights, active)
+        ctx.save_for_backward(Q, weights, active)
         return weights.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        Q, c, weights, active = ctx.saved_tensors
-        moved = _face_step(_scaled(Q, c)[0], (grad / _scale(Q, c)[:, None]).T, active.T).T
+        Q, weights, active = ctx.saved_tensors
+        moved = along_face(Q, grad, active)
         outer = moved[:, :, None] * weights[:, None, :]
         return -(outer + outer.transpose(1, 2)) / 2, moved, None, None
 
