@@ -176,8 +176,12 @@ class BrenierPotential(nn.Module):
             raise ValueError(f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}")
         if x.ndim != 2 or x.shape[1] != self.x.shape[1]:
             raise ValueError(f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}")
-        envelopes = {"lower": [self.lower], "upper": [self.upper], "mean": [self.lower, self.upper]}[branch]
-        return [envelope(x.double() - self.x_mean) for envelope in envelopes]
+        shift = x.double() - self.x_mean
+        if branch != "mean":
+            return [(self.lower if branch == "lower" else self.upper)(shift)]
+        # The two gradients differ little, so the one found first starts the search for the other.
+        upper = self.upper(shift)
+        return [self.lower(shift, near=float(self.regularity.curvature_range) * shift - upper.gradient), upper]
 
     def _curvatures(self, branch: Branch) -> tuple[list[float], list[int]]:
         l, L = float(self.regularity.l), float(self.regularity.L)

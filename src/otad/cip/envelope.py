@@ -20,10 +20,11 @@ from otad.cip.solution import Status
 
 __all__ = ["EnvelopeSolution", "MoreauEnvelope"]
 
-FIRST, GUESSED, MORE = 8, 16, 8  # pieces in the first working set, added by a guess, and added per round of proof
+FIRST, SECOND, MORE = 8, 24, 8  # pieces for a guess of y, in the first working set, and added per round
 MAX_ROUNDS = 40
 SOLVER_GAP = 1e-12  # of the small programmes, relative to their scale
 ROWS = 2048  # queries worked on together
+LIKELY = 24  # pieces looked at first for one that exceeds the threshold
 CACHE = 2**20  # bytes of slopes worked on at a time: what a core holds near itself
 
 
@@ -92,35 +93,36 @@ class MoreauEnvelope(nn.Module):
         wider._sketch = self.sketch
         return wider
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
-        """f, its gradient and the proof of exactness at x, in float64."""
+    def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
+        """f, its gradient and the proof of exactness at x, in float64.
+
+        Args:
+            x: queries.
+            near: a guess of the gradient; changes the time it takes, and the result by rounding.
+        """
         x = x.double()
         with torch.no_grad():
-            found = _joined([self._solution(chunk) for chunk in x.detach().split(ROWS)])
+            guesses = [None] * max(1, -(-len(x) // ROWS)) if near is None else near.detach().split(ROWS)
+            parts = zip(x.detach().split(ROWS), guesses, strict=False)
+            found = _joined([self._solution(part, guess) for part, guess in parts])
         value, gradient = _Differentiable.apply(self, x, self.slopes, self.offsets, found)
         return replace(found, value=value, gradient=gradient)
 
-    def _solution(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
-        finite = x.isfinite().all(1)
-        rows, x, n = finite.nonzero().squeeze(1), x[finite], len(self.slopes)
-        done: list[tuple[Tensor, EnvelopeSolution]] = [
-            ((~finite).nonzero().squeeze(1), self._nothing(int((~finite).sum())))
-        ]
-        if len(x) == 0:
-            return done[0][1]
-        indices = self.sketch.likely(x, min(FIRST, n), self.M)
-        if n > FIRST:
-            guess = self._solve(x, indices)
-            indices = _kept(guess)
-            guessed = self.sketch.likely(guess.y, min(GUESSED, n - indices.shape[1]), excluded=indices)
-            indices = torch.cat([indices, guessed], 1)
+    def _solution(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None) -> EnvelopeSolution:
+        finite, n = x.isfinite().all(1), len(self.slopes)
+        unusable = (~finite).nonzero().squeeze(1)
+        done = [(unusable, self._nothing(len(unusable)))]
+        rows, x, near = finite.nonzero().squeeze(1), x[finite], None if near is None else near[finite]
+        if len(x) and near is None:
+            near = self._solve(x, self.sketch.likely(x, min(FIRST, n), self.M)).gradient
+        indices = self.sketch.likely(x - near / self.M, min(SECOND, n)) if near is not None else rows[:0, None]
         round_ = 0
         while len(x):
             round_ += 1
             step = self._solve(x, indices)
-            largest, fresh = self._outside(step)
-            stop = (largest <= step.threshold) | (round_ == MAX_ROUNDS)
-            done.append((rows[stop], self._ended(step, largest, round_, stop)))
+            top, fresh = self._outside(step)
+            stop = (top == -torch.inf) | (round_ == MAX_ROUNDS)
+            done.append((rows[stop], self._ended(step, top, round_, stop)))
             rows, x = rows[~stop], x[~stop]
             # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
             kept, fresh = _kept(step, ~stop), fresh[~stop]
@@ -163,32 +165,39 @@ class MoreauEnvelope(nn.Module):
         return Q.div_(self.M), along[:, :, 0], along[:, :, 1] / self.M, both[:, :, 1]
 
     def _outside(self, step: "_Step") -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
-        """The largest value of the other pieces at y where one exceeds the threshold, and the first such; -1 fills."""
-        n, rows = len(self.slopes), len(step.y)
-        row, piece = self.sketch.above(step.y, step.threshold, step.indices)
+        """Of the pieces that exceed the threshold at y: the largest value, -inf for none, and the first few, -1 fills.
+
+        Where none of the likeliest does, every piece that the sketch cannot rule out is computed.
+        """
+        row, piece, bound = self.sketch.above(step.y, step.threshold)
+        row, order, place = _by_row(row, bound)
+        piece, likely = piece[order], place < LIKELY
+        top, fresh = self._violated(step, row[likely], piece[likely])
+        rest = ~likely & (top == -torch.inf)[row]
+        top_rest, fresh_rest = self._violated(step, row[rest], piece[rest])
+        return torch.maximum(top, top_rest), torch.maximum(fresh, fresh_rest)
+
+    def _violated(self, step: "_Step", row: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+        """`_outside` for the given pairs (row, piece)."""
         value = torch.empty(len(row), dtype=torch.float64, device=row.device)
-        chunk = max(1, CACHE // (8 * self.slopes.shape[1]))
-        for start in range(0, len(row), chunk):
-            part = slice(start, start + chunk)
+        for part in torch.arange(len(row), device=row.device).split(max(1, CACHE // (16 * step.y.shape[1]))):
             value[part] = torch.linalg.vecdot(step.y[row[part]], self.slopes[piece[part]])
         value += self.offsets[piece]
         violated = value > step.threshold[row]
         row, piece, value = row[violated], piece[violated], value[violated]
-        order = value.argsort(descending=True)
-        order = order[row[order].argsort(stable=True)]
-        row, piece, value = row[order], piece[order], value[order]
-        place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
-        fresh = torch.full((rows, MORE), -1, dtype=torch.long, device=row.device)
-        first = place < MORE
+        row, order, place = _by_row(row, value)
+        piece, value = piece[order], value[order]
+        first, best = place < MORE, place == 0
+        fresh = torch.full((len(step.y), MORE), -1, dtype=torch.long, device=row.device)
         fresh[row[first], place[first]] = piece[first]
-        largest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=row.device)
-        largest[row[place == 0]] = value[place == 0]
-        return largest, fresh
+        top = torch.full_like(step.rounding, -torch.inf)
+        top[row[best]] = value[best]
+        return top, fresh
 
-    def _ended(self, step: "_Step", largest: Tensor, round_: int, stop: Tensor) -> EnvelopeSolution:
+    def _ended(self, step: "_Step", top: Tensor, round_: int, stop: Tensor) -> EnvelopeSolution:
         attained = (step.weights * step.inside).sum(1)
         # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
-        gap = (torch.maximum(largest, step.inside.amax(1)) - attained).clamp(min=0) + step.rounding
+        gap = (torch.maximum(top, step.inside.amax(1)) - attained).clamp(min=0) + step.rounding
         exact = gap <= 2 * step.rounding + SOLVER_GAP * step.scale
         indices = _kept(step, stop)
         return EnvelopeSolution(
@@ -258,6 +267,14 @@ class _Differentiable(torch.autograd.Function):
             rows = v[:, None] * weights + moved
             of_offsets = torch.zeros_like(slopes[:, 0]).index_put_((indices,), rows, accumulate=True)
         return None, v[:, None] * gradient + lift, of_slopes, of_offsets, None
+
+
+def _by_row(row: Int[Tensor, " m"], value: Float[Tensor, " m"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in order, the order itself, with values falling within a row, and each one's place within its row."""
+    order = value.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    row = row[order]
+    return row, order, torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
 
 
 def _kept(step: _Step, rows: Tensor | None = None) -> Int[Tensor, "rows active"]:

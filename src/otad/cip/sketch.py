@@ -1,10 +1,12 @@
 """Which of many affine functions can exceed a threshold? An exact answer from a few coordinates of each.
 
 With a basis B of r orthonormal columns, <s_i, y> = <B's_i, B'y> + <rest of s_i, rest of y>, and the second term is at
-most the product of two norms, known beforehand. Where the slopes vary mostly along few directions, as data do, that
-leaves few candidates, whatever the number n of functions: the product of the queries with r coordinates costs r / d of
-the product with all of them. Computed in single precision, with its rounding error added.
+most the product of two norms, of which one is known beforehand. Where the slopes vary mostly along few directions, as
+data do, that leaves few candidates, whatever the number n of functions: the product of the queries with r coordinates
+costs r / d of the product with all of them. Computed in single precision, with its rounding error added.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -15,17 +17,16 @@ __all__ = ["Sketch"]
 RANK = 256
 ROUGH = 64  # coordinates for a first guess
 SAMPLE = 1024  # slopes that the basis is taken from
-GROUP = 64  # functions whose largest bound is looked at first
-ENTRIES = 2**24  # bounds held at a time
+TILE, GROUP = 2048, 16  # functions whose values stay in the cache, and functions known by the largest of their values
+ROWS = 512  # queries worked on together
 CHUNK = 2**22  # entries of slopes worked on at a time
 UNIT = torch.finfo(torch.float32).eps / 2 * 1.01
 EXACT_UNIT = torch.finfo(torch.float64).eps
 
 
 class Sketch:
-    """n affine functions <s_i, y> + a_i, as vectors f_i in single precision.
-
-    <f_i, q(y)> / scale is an upper bound of the value at y; with other q it is an estimate.
+    """n affine functions <s_i, y> + a_i, as vectors in single precision whose products with a vector made of y bound
+    or estimate the values at y.
 
     Args:
         slopes: s_i, shape (n, d), float64; best centred.
@@ -33,99 +34,105 @@ class Sketch:
     """
 
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"]) -> None:
-        n, d = slopes.shape
-        self.basis = _basis(slopes, min(RANK, d, n))
+        self.n, d = slopes.shape
+        tiles = -(-self.n // TILE)
+        self.tile = -(-self.n // (tiles * GROUP)) * GROUP
+        self.basis = _basis(slopes, min(RANK, d, self.n))
         r = self.basis.shape[1]
         self.rough = min(ROUGH, r)
-        self.n = n
         # A common shift of the offsets moves all values alike; without it fewer digits are lost.
         self.shift = offsets.median()
         offsets = offsets - self.shift
         squares = slopes.square().sum(1)
         self.slope_scale = _nonzero(squares.amax().sqrt())
         self.offset_scale = _nonzero(offsets.abs().amax())
-        padded = -(-n // GROUP) * GROUP
-        factors = torch.zeros(padded, r + 4, dtype=torch.float32, device=slopes.device)
-        for start in range(0, n, max(1, CHUNK // d)):
-            part = slice(start, min(n, start + max(1, CHUNK // d)))
+        self.bounding = torch.zeros(tiles * self.tile, r + 5, device=slopes.device)
+        for start in range(0, self.n, max(1, CHUNK // d)):
+            part = slice(start, min(self.n, start + max(1, CHUNK // d)))
             kept = slopes[part] @ self.basis
             size = torch.linalg.vector_norm(kept, dim=1)
-            factors[part, :r] = kept / self.slope_scale
-            factors[part, r] = _rest(squares[part], size, d) / self.slope_scale
-            factors[part, r + 1] = size / self.slope_scale
-            factors[part, r + 2] = offsets[part] / self.offset_scale
-            factors[part, r + 3] = (offsets[part] / self.offset_scale).abs()
-        self.factors = factors
-        # Halves of the squared norms as well: the score of a function taken alone.
-        alone = torch.zeros(padded, self.rough + 2, dtype=torch.float32, device=slopes.device)
-        alone[:, : self.rough] = factors[:, : self.rough]
-        alone[:, self.rough] = factors[:, r + 2]
-        alone[:n, self.rough + 1] = squares / self.slope_scale.square() / 2
-        self.alone = alone
+            self.bounding[part, :r] = kept / self.slope_scale
+            self.bounding[part, r] = _rest(squares[part], size, d) / self.slope_scale
+            self.bounding[part, r + 1] = size / self.slope_scale
+        self.bounding[: self.n, r + 2] = offsets / self.offset_scale
+        self.bounding[: self.n, r + 3] = self.bounding[: self.n, r + 2].abs()
+        self.bounding[: self.n, r + 4] = 1
+        self.guessing = torch.zeros(tiles * self.tile, self.rough + 2, device=slopes.device)
+        self.guessing[:, : self.rough] = self.bounding[:, : self.rough]
+        self.guessing[:, self.rough] = self.bounding[:, r + 2]
+        self.guessing[: self.n, self.rough + 1] = squares / self.slope_scale.square() / 2
+        places = torch.arange(tiles * self.tile, device=slopes.device).view(tiles, GROUP, -1)
+        self.members = places.transpose(1, 2).reshape(-1, GROUP)
 
-    def likely(
-        self, x: Float[Tensor, "rows d"], k: int, M: float = torch.inf, excluded: Tensor | None = None
-    ) -> Int[Tensor, "rows k"]:
-        """The k functions of largest <s_i, x> + a_i - |s_i|^2 / (2M), by a first guess."""
-        found = []
-        for part, kept_out in _parts(x, excluded, ENTRIES // self.n):
-            query = torch.empty(len(part), self.rough + 2, dtype=torch.float64, device=x.device)
-            query[:, : self.rough] = part @ self.basis[:, : self.rough] * self.slope_scale
-            query[:, self.rough] = self.offset_scale
-            query[:, self.rough + 1] = -self.slope_scale.square() / M
-            # Only the order counts, and rows of order one cannot overflow.
-            scores = self._product(query / _nonzero(query.abs().amax(1, keepdim=True)), self.alone, kept_out)
-            found.append(_largest(scores, k))
-        return torch.cat(found)
+    def likely(self, x: Float[Tensor, "rows d"], k: int, M: float = torch.inf) -> Int[Tensor, "rows k"]:
+        """The k <= n functions of largest <s_i, x> + a_i - |s_i|^2 / (2M), by a guess from few coordinates."""
+        query = torch.empty(len(x), self.rough + 2, dtype=torch.float64, device=x.device)
+        query[:, : self.rough] = x @ self.basis[:, : self.rough] * self.slope_scale
+        query[:, self.rough] = self.offset_scale
+        query[:, self.rough + 1] = -self.slope_scale.square() / M
+        # Only the order counts, and rows of order one cannot overflow.
+        query = self._rounded(query / _nonzero(query.abs().amax(1, keepdim=True)))
+        chosen = []
+        for part in query.split(ROWS):
+            values = part.new_empty(len(part), len(self.guessing))
+            largest = torch.cat([grouped.amax(1) for grouped in self._tiles(part, self.guessing, values)], 1)
+            values[:, self.n :] = -torch.inf
+            # The k largest lie in the k groups with the largest maxima.
+            members = self.members[largest.topk(min(k, largest.shape[1]), dim=1).indices].flatten(1)
+            chosen.append(members.gather(1, values.gather(1, members).topk(k, dim=1).indices))
+        return torch.cat(chosen)
 
     def above(
-        self, y: Float[Tensor, "rows d"], threshold: Float[Tensor, " rows"], excluded: Int[Tensor, "rows k"]
-    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """All pairs (row, function) whose value at y may exceed the threshold of the row, but for those excluded.
+        self, y: Float[Tensor, "rows d"], threshold: Float[Tensor, " rows"]
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """All pairs (row, function) whose value at y may exceed the threshold of the row, and by how much, relative
+        to the row.
 
-        The error of a product of r + 4 terms in single precision, for any order of summation, is at most
-        (r + 4 + c) u times the sum of the products of absolute values.
+        The error of a product of r + 5 terms in single precision, for any order of summation, is at most (r + 5 + c) u
+        times the sum of the absolute values of the products.
         """
         r = self.basis.shape[1]
-        all_rows, all_functions = [], []
-        start = 0
-        for part, kept_out in _parts(y, excluded, ENTRIES // self.n):
-            limit = threshold[start : start + len(part)] - self.shift
-            kept = part @ self.basis
-            size = torch.linalg.vector_norm(kept, dim=1)
-            error = (r + 12) * UNIT
-            query = torch.empty(len(part), r + 4, dtype=torch.float64, device=y.device)
-            query[:, :r] = kept * self.slope_scale
-            query[:, r] = _rest(part.square().sum(1), size, y.shape[1]) * self.slope_scale * (1 + error)
-            query[:, r + 1] = size * self.slope_scale * error
-            query[:, r + 2] = self.offset_scale
-            query[:, r + 3] = self.offset_scale * error
-            scale = torch.maximum(query.abs().amax(1), limit.abs())
-            bounds = self._product(query / scale[:, None], self.factors, kept_out)
-            limit = limit / scale
-            limit = (limit - 4 * UNIT * limit.abs()).to(bounds.dtype)
-            grouped = bounds.view(len(part), -1, GROUP)
-            # NaN counts as above.
-            row, group = (~(grouped.amax(2) <= limit[:, None])).nonzero(as_tuple=True)
-            at, place = (~(grouped[row, group] <= limit[row, None])).nonzero(as_tuple=True)
-            all_rows.append(row[at] + start)
-            all_functions.append(group[at] * GROUP + place)
-            start += len(part)
-        return torch.cat(all_rows), torch.cat(all_functions)
+        kept = y @ self.basis
+        size = torch.linalg.vector_norm(kept, dim=1)
+        limit = threshold - self.shift
+        error = (r + 16) * UNIT
+        query = torch.empty(len(y), r + 5, dtype=torch.float64, device=y.device)
+        query[:, :r] = kept * self.slope_scale
+        query[:, r] = _rest(y.square().sum(1), size, y.shape[1]) * self.slope_scale * (1 + error)
+        query[:, r + 1] = size * self.slope_scale * error
+        query[:, r + 2] = self.offset_scale
+        query[:, r + 3] = self.offset_scale * error
+        query[:, r + 4] = limit.abs() * error - limit
+        query = self._rounded(query / query.abs().amax(1, keepdim=True))
+        nothing = torch.zeros(0, dtype=torch.long, device=y.device)
+        found = [(nothing, nothing, query[:0, 0])]
+        for start in range(0, len(y), ROWS):
+            part = query[start : start + ROWS]
+            values = part.new_empty(len(part), self.tile)
+            for tile, grouped in enumerate(self._tiles(part, self.bounding, values)):
+                # Not "> 0": NaN must count as above.
+                row, group = (~(grouped.amax(1) <= 0)).nonzero(as_tuple=True)
+                bounds = grouped[row, :, group]
+                at, place = (~(bounds <= 0)).nonzero(as_tuple=True)
+                function = tile * self.tile + place * grouped.shape[2] + group[at]
+                found.append((row[at] + start, function, bounds[at, place]))
+        row, function, bound = (torch.cat(parts) for parts in zip(*found, strict=True))
+        real = function < self.n
+        return row[real], function[real], bound[real]
 
-    def _product(self, query: Tensor, factors: Tensor, excluded: Tensor | None) -> Float[Tensor, "rows padded"]:
+    def _rounded(self, query: Tensor) -> Tensor:
         # The bounds count on single precision, which faster modes of the product do not keep.
-        dtype = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
-        scores = query.to(dtype) @ factors.to(dtype).T
-        scores[:, self.n :] = -torch.inf
-        return scores if excluded is None else scores.scatter_(1, excluded, -torch.inf)
+        return query.float() if torch.get_float32_matmul_precision() == "highest" else query
 
-
-def _parts(x: Tensor, excluded: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    parts = x.split(max(1, rows))
-    if excluded is None:
-        return [(part, None) for part in parts]
-    return list(zip(parts, excluded.split(max(1, rows)), strict=True))
+    def _tiles(
+        self, query: Tensor, factors: Tensor, values: Float[Tensor, "rows columns"]
+    ) -> Iterator[Float[Tensor, "rows group groups"]]:
+        """Products with one tile of factors after the other, into `values`, over and over where it is one tile wide."""
+        for start in range(0, len(factors), self.tile):
+            at = start % values.shape[1]
+            place = values[:, at : at + self.tile]
+            torch.mm(query, factors[start : start + self.tile].to(query.dtype).T, out=place)
+            yield place.unflatten(1, (GROUP, -1))
 
 
 def _rest(square: Tensor, size: Tensor, d: int) -> Tensor:
@@ -142,14 +149,6 @@ def _basis(slopes: Tensor, rank: int) -> Float[Tensor, "d rank"]:
     else:
         vectors = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)
     return torch.linalg.qr(vectors[:, :rank]).Q.contiguous()
-
-
-def _largest(scores: Float[Tensor, "rows padded"], k: int) -> Int[Tensor, "rows k"]:
-    """Places of the k largest of each row; they lie in the k groups of largest maximum."""
-    grouped = scores.view(len(scores), -1, GROUP)
-    groups = grouped.amax(2).topk(min(k, grouped.shape[1]), dim=1).indices
-    inside = grouped.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1).topk(k, dim=1).indices
-    return groups.gather(1, inside // GROUP) * GROUP + inside % GROUP
 
 
 def _nonzero(value: Tensor) -> Tensor:
