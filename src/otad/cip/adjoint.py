@@ -61,7 +61,7 @@ def through_products(
     if torch.is_grad_enabled() and any(part.requires_grad for part in tensors):
         return _ThroughProducts.apply(solve, distances, memory, x, x_i, z_i, *parameters)
     chunks = _row_chunks(x_i, memory)
-    parts = [_forward(solve, distances, rows, x, x_i, z_i, parameters)[0] for rows in chunks]
+    parts = [_solved(solve, distances, rows, x, x_i, z_i, parameters)[0] for rows in chunks]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
@@ -182,7 +182,8 @@ class _ThroughProducts(torch.autograd.Function):
                     (target[rows] if target.ndim else target).add_(grad)
             _to_points(
                 _matrix(small, of_products),
-                *(None if part is None else part[rows] for part in (x, x_i, z_i, grad_z, to_x, to_x_i, to_z_i)),
+                grad_z,
+                *(None if part is None else part[rows] for part in (x, x_i, z_i, to_x, to_x_i, to_z_i)),
             )
         return (None, None, None, to_x, to_x_i, to_z_i, *to_parameters)
 
@@ -220,10 +221,10 @@ def _matrix(small: _Small, grads: list[Tensor | None]) -> Float[Tensor, "batch r
 
 def _to_points(
     matrix: Float[Tensor, "batch r c"],
+    grad_z: Tensor | None,
     x: Tensor | None,
     x_i: Tensor,
     z_i: Tensor,
-    grad_z: Tensor | None,
     to_x: Tensor | None,
     to_x_i: Tensor | None,
     to_z_i: Tensor | None,
