@@ -30,7 +30,7 @@ from otad.nn.mlp import residual_mlp
 from otad.train.backbone import fit_backbone
 from otad.transport import TransportMap, read_transport_map
 
-__all__ = ["run"]
+__all__ = ["load_digits", "peak_memory", "run", "transport_map"]
 
 SEED, RTOL, RATIO = 0, 1e-2, -1.0
 ALPHA, STEPS, BATCH = 1e-3, 600, 128
@@ -58,9 +58,9 @@ TIMED = {
 
 
 def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
-    digits = _digits()
+    digits = load_digits()
     sizes = tuple(n for n in sizes or (QUICK if quick else FULL) if n <= len(digits.x_train))
-    transport = _transport(digits, max(sizes))
+    transport = transport_map(digits, max(sizes))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for n in sizes:
@@ -83,7 +83,7 @@ def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
     )
 
 
-def _digits() -> Dataset:
+def load_digits() -> Dataset:
     if os.environ.get("OTAD_DATA"):
         try:
             return load("mnist")
@@ -92,7 +92,7 @@ def _digits() -> Dataset:
     return load("mnist-5k", seed=SEED)
 
 
-def _transport(digits: Dataset, n: int) -> TransportMap:
+def transport_map(digits: Dataset, n: int) -> TransportMap:
     """n distinct digits, shuffled, and their features."""
     torch.manual_seed(SEED)
     order = torch.randperm(len(digits.x_train))[:n]
@@ -122,7 +122,7 @@ def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
         end - start,
         start - product,
         (end - start) / (start - product),
-        _peak_memory() / 2**30,
+        peak_memory() / 2**30,
         2 * x.nbytes / 2**30,
         proof.searches,
         proof.smoothness,
@@ -134,7 +134,7 @@ def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
     )
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes. On Linux not from getrusage, which starts from the peak of the parent process."""
     if sys.platform == "linux":
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -18,7 +18,7 @@ from otad.cip.gram import InnerProducts, check_points, inner_products, piece_row
 __all__ = ["MEMORY", "rows_at_once", "through_products"]
 
 MEMORY = 2**28  # bytes for the small problems that are solved together
-SMALL_ARRAYS = 40  # (k, k) float64 arrays that a query's small problem holds at its peak, rounded up
+SMALL_ARRAYS = 16  # (k, k) float64 arrays that a small problem holds at its peak, rounded up
 Parameter = float | Tensor  # a number, or a tensor whose first axis is the batch (or of no axes)
 Solve = Callable[..., tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]]
 

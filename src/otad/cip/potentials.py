@@ -101,7 +101,7 @@ def _path_tree(
 
     Grown from the starts, so that cycles of weight zero, which equal points make, do no harm.
     """
-    batch, k = longest.shape
+    k = longest.shape[1]
     tolerance = 1e-14 * gaps.abs().amax((1, 2))[:, None]
     turns = torch.where(longest <= 0, 0, -1)
     before = torch.zeros_like(turns)
