@@ -43,8 +43,8 @@ TIMED = {
     "forward, recorded": "the same with what backward needs kept",
     "backward": "torch.autograd.grad of <g, z>, the gradients allocated anew, as PyTorch does",
     "queries a second": "forward and backward together",
-    "share of bandwidth": "bytes of the neighbours and their features, read once, over the time of the forward pass and "
-    "over the bandwidth of a copy (bytes read and written) in the same run",
+    "share of bandwidth": "bytes of the neighbours and their features, read once, over the time of the forward pass "
+    "and over the bandwidth of a copy (bytes read and written) in the same run",
 }
 
 
@@ -100,10 +100,11 @@ def _three(
     inputs: list[Tensor], regularity: Regularity, branch: Branch, wanted: list[Tensor], device: str
 ) -> tuple[float, float, float]:
     """Median seconds of a batch: forward, forward recorded, backward."""
-    g = torch.randn(inputs[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(device)
+    x, x_i, z_i = inputs
+    g = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(device)
 
     def forward() -> Tensor:
-        return interpolate_neighborhood(*inputs, regularity, branch).value
+        return interpolate_neighborhood(x, x_i, z_i, regularity, branch).value
 
     def plain() -> Tensor:
         with torch.no_grad():

@@ -27,7 +27,7 @@ def main(batch: int, k: int, d: int, budget: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident("VmRSS")
     interpolate_neighborhood(x, x_i, z_i, regularity, "mean", memory=budget).checked()
-    print(resident("VmHWM") - before)
+    sys.stdout.write(str(resident("VmHWM") - before))
 
 
 if __name__ == "__main__":

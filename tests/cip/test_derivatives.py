@@ -116,13 +116,14 @@ def test_potentials_of_a_chain_move_with_its_edges() -> None:
 def test_equal_points_share_a_finite_derivative() -> None:
     """Equal points make cycles of weight zero, round which a derivative must not run."""
     p = known_problem(4, 5, 3, l=-1.0, L=1.0, seed=37)
-    doubled = tuple(torch.cat([part, part], 1).requires_grad_() for part in (p.x_i, p.z_i))
-    single = tuple(part.clone().requires_grad_() for part in (p.x_i, p.z_i))
-    of_doubled = torch.autograd.grad(
-        feasible_potentials(*doubled, p.regularity).checked()[:, :5].square().sum(), doubled
-    )
-    of_single = torch.autograd.grad(feasible_potentials(*single, p.regularity).checked().square().sum(), single)
-    for twice, once in zip(of_doubled, of_single, strict=True):
+
+    def derivative(x_i: Tensor, z_i: Tensor) -> tuple[Tensor, ...]:
+        leaves = x_i.clone().requires_grad_(), z_i.clone().requires_grad_()
+        phi = feasible_potentials(leaves[0], leaves[1], p.regularity).checked()
+        return torch.autograd.grad(phi[:, :5].square().sum(), leaves)
+
+    of_doubled = derivative(torch.cat([p.x_i, p.x_i], 1), torch.cat([p.z_i, p.z_i], 1))
+    for twice, once in zip(of_doubled, derivative(p.x_i, p.z_i), strict=True):
         torch.testing.assert_close(twice[:, :5] + twice[:, 5:], once, atol=1e-8, rtol=0)
 
 
@@ -130,9 +131,10 @@ def test_equal_points_share_a_finite_derivative() -> None:
 def test_chunks_do_not_change_the_derivatives(branch: Branch) -> None:
     p = known_problem(7, 6, 3, 0.25, 0.9, seed=38)
     inputs = tuple(part.clone().requires_grad_() for part in (p.x, p.x_i, p.z_i, *rows(-1.0, 1.5, batch=7)))
+    x, x_i, z_i, l, L = inputs
     found = []
     for memory in (1, 2**28):  # one row at a time; all together
-        solution = interpolate_neighborhood(*inputs[:3], Regularity(*inputs[3:]), branch, memory=memory)
+        solution = interpolate_neighborhood(x, x_i, z_i, Regularity(l, L), branch, memory=memory)
         found.append((solution.checked(), *torch.autograd.grad(solution.value.square().sum(), inputs)))
     for apart, together in zip(*found, strict=True):
         torch.testing.assert_close(apart, together, atol=1e-10, rtol=0)

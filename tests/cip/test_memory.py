@@ -15,10 +15,7 @@ SLACK = 16 * 2**20  # the allocator's, and pieces of points worked on at a time
 @pytest.mark.parametrize(("batch", "k", "d"), [(4096, 30, 8), (400, 100, 8), (20, 100, 2000)])
 def test_peak_stays_within_the_budget(batch: int, k: int, d: int) -> None:
     budget = 2**26
-    together = 8 * batch * k * k  # bytes of a single array of the small problems, of which there are many
-    assert 10 * together > budget or d > k, "the case must need chunks"
     command = [sys.executable, str(CASE), *map(str, (batch, k, d, budget))]
-    # Without the threads' own buffers.
     took = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
     results = 8 * batch * (3 * d + 3 * k + 8)
     assert took <= budget + results + SLACK

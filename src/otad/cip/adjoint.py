@@ -18,7 +18,7 @@ from otad.cip.gram import InnerProducts, check_points, inner_products, piece_row
 __all__ = ["MEMORY", "rows_at_once", "through_products"]
 
 MEMORY = 2**28  # bytes for the small problems that are solved together
-SMALL_ARRAYS = 16  # (k, k) float64 arrays that a small problem holds at its peak, rounded up
+SMALL_ARRAYS = 32  # (k, k) float64 arrays that a small problem holds at its peak, with what the allocator keeps
 Parameter = float | Tensor  # a number, or a tensor whose first axis is the batch (or of no axes)
 Solve = Callable[..., tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]]
 
@@ -164,9 +164,11 @@ class _ThroughProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, x_i, z_i, *parameters = ctx.saved_tensors
         to_x, to_x_i, to_z_i, *to_parameters = (
-            torch.zeros_like(part) if want and part.ndim < 3 else torch.empty_like(part) if want else None
+            None if not want else torch.empty_like(part) if part is x_i or part is z_i else torch.zeros_like(part)
             for part, want in zip((x, x_i, z_i, *parameters), ctx.needs_input_grad[3:], strict=True)
         )
+        if x is None and to_x_i is not None:  # the origin is the first point
+            to_x = torch.empty_like(x_i[:, 0])
         for small in ctx.smalls:
             rows = small.rows
             own = [None if grad is None else grad[rows] for grad in grads]
@@ -180,11 +182,12 @@ class _ThroughProducts(torch.autograd.Function):
                 if grad is not None:
                     target = to_parameters[i]
                     (target[rows] if target.ndim else target).add_(grad)
-            _to_points(
-                _matrix(small, of_products),
-                grad_z,
-                *(None if part is None else part[rows] for part in (x, x_i, z_i, to_x, to_x_i, to_z_i)),
-            )
+            origin = x_i[rows, 0] if x is None else x[rows]
+            targets = (None if part is None else part[rows] for part in (to_x, to_x_i, to_z_i))
+            _to_points(_matrix(small, of_products), grad_z, origin, x_i[rows], z_i[rows], *targets)
+        if x is None and to_x_i is not None and to_x is not None:
+            to_x_i[:, 0] += to_x
+            to_x = None
         return (None, None, None, to_x, to_x_i, to_z_i, *to_parameters)
 
 
@@ -222,7 +225,7 @@ def _matrix(small: _Small, grads: list[Tensor | None]) -> Float[Tensor, "batch r
 def _to_points(
     matrix: Float[Tensor, "batch r c"],
     grad_z: Tensor | None,
-    x: Tensor | None,
+    x: Tensor,
     x_i: Tensor,
     z_i: Tensor,
     to_x: Tensor | None,
@@ -237,21 +240,14 @@ def _to_points(
     for start in range(0, len(x_i), step):
         rows = slice(start, min(start + step, len(x_i)))
         W, B = matrix[rows], basis[: rows.stop - start]
-        origin = x_i[rows, 0] if x is None else x[rows]
         torch.mean(z_i[rows], 1, out=B[:, 2 * k])
         torch.sub(z_i[rows], B[:, 2 * k, None], out=B[:, :k])
-        torch.sub(origin[:, None], x_i[rows], out=B[:, k : 2 * k])
+        torch.sub(x[rows, None], x_i[rows], out=B[:, k : 2 * k])
         if grad_z is not None:
             B[:, 2 * k + 1] = grad_z[rows]
         if to_z_i is not None:
             torch.bmm(W[:, :k], B, out=to_z_i[rows])
         if to_x_i is not None:
             torch.bmm(W[:, k : 2 * k], B, out=to_x_i[rows])
-        to_origin = to_x if x is not None else to_x_i
-        if to_origin is None:
-            continue
-        moved = (W[:, 2 * k :] @ B).squeeze(1)
-        if x is None:
-            to_origin[rows, 0] += moved
-        else:
-            to_origin[rows] = moved
+        if to_x is not None:
+            torch.bmm(W[:, 2 * k :], B, out=to_x[rows, None])
