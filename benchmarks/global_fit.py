@@ -26,6 +26,7 @@ from harness import Benchmark, Table
 from otad.cip import BrenierPotential
 from otad.data import Dataset, load
 from otad.errors import DataError
+from otad.nn.backbone import Backbone
 from otad.nn.mlp import residual_mlp
 from otad.train.backbone import fit_backbone
 from otad.transport import TransportMap, read_transport_map
@@ -60,7 +61,7 @@ TIMED = {
 def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
     digits = load_digits()
     sizes = tuple(n for n in sizes or (QUICK if quick else FULL) if n <= len(digits.x_train))
-    transport = transport_map(digits, max(sizes))
+    _, transport = transport_map(digits, max(sizes))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for n in sizes:
@@ -92,8 +93,8 @@ def load_digits() -> Dataset:
     return load("mnist-5k", seed=SEED)
 
 
-def transport_map(digits: Dataset, n: int) -> TransportMap:
-    """n distinct digits, shuffled, and their features."""
+def transport_map(digits: Dataset, n: int) -> tuple[Backbone, TransportMap]:
+    """A trained backbone with n distinct digits, shuffled, and their features."""
     torch.manual_seed(SEED)
     order = torch.randperm(len(digits.x_train))[:n]
     x = torch.from_numpy(digits.x_train)[order]
@@ -102,7 +103,7 @@ def transport_map(digits: Dataset, n: int) -> TransportMap:
     backbone = residual_mlp(x.mean(0), len(classes))
     epochs = max(3, -(-STEPS * BATCH // n))
     fit_backbone(backbone, x, labels, alpha=ALPHA, epochs=epochs, batch_size=BATCH, seed=SEED, device="cpu")
-    return read_transport_map(backbone, x, labels)
+    return backbone, read_transport_map(backbone, x, labels)
 
 
 def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
