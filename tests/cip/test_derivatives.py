@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otad.cip import Regularity, feasible_potentials, interpolate
+from otad.cip import Regularity, feasible_potentials, interpolate, interpolate_neighborhood
 
 from .problems import BOUNDS, BRANCHES, Branch, known_problem, solve
 
@@ -45,18 +45,108 @@ def test_gradcheck_in_x(branch: Branch, l: float, L: float, k: int, d: int) -> N
     assert torch.autograd.gradcheck(feature, (p.x.clone().requires_grad_(),), eps=1e-6, atol=1e-6)
 
 
+def rows(*bounds: float, batch: int) -> tuple[Tensor, ...]:
+    """Bounds as tensors, a little apart from row to row."""
+    apart = 0.05 * torch.arange(batch, dtype=torch.float64)
+    return tuple(bound + apart for bound in bounds)
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize(("l", "L"), [(-1.0, 1.0), (0.0, 2.0)])
-def test_gradcheck_in_everything(branch: Branch, l: float, L: float) -> None:
-    """Pieces need not fit any potential; in general position the active set does not change nearby."""
+@pytest.mark.parametrize(("l", "L", "offset"), [(-1.0, 1.0, 0.0), (0.0, 2.0, 0.0), (0.3, 1.5, 3e3)])
+def test_gradcheck_in_everything(branch: Branch, l: float, L: float, offset: float) -> None:
+    """Pieces need not fit any potential; in general position the active set does not change nearby.
+
+    The offset makes the products be centred before they are taken.
+    """
     rng = np.random.default_rng(33)
     shapes = ((1, 2), (1, 4, 2), (1, 4, 2), (1, 4))
-    inputs = tuple(torch.from_numpy(rng.normal(size=shape)).requires_grad_() for shape in shapes)
+    x, x_i, z_i, u_i = (torch.from_numpy(rng.normal(size=shape)) for shape in shapes)
+    inputs = (x + offset, x_i + offset, z_i, u_i, *rows(l, L, batch=1))
 
-    def feature(x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor) -> Tensor:
-        return interpolate(x, x_i, z_i, u_i, Regularity(l=l, L=L), branch=branch).checked()
+    def everything(x: Tensor, x_i: Tensor, z_i: Tensor, u_i: Tensor, l: Tensor, L: Tensor) -> tuple[Tensor, ...]:
+        found = interpolate(x, x_i, z_i, u_i, Regularity(l=l, L=L), branch=branch)
+        return found.checked(), found.stats["value"], found.stats["weights"]
+
+    leaves = tuple(part.clone().requires_grad_() for part in inputs)
+    # Finite differences see the offset's rounding, 1e-12 over the step.
+    eps, atol = (1e-6, 1e-6) if offset == 0 else (1e-4, 1e-5)
+    assert torch.autograd.gradcheck(everything, leaves, eps=eps, atol=atol)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(("l", "L"), [(-1.1, 1.1), (0.0, 2.0), (0.1, 1.6)])
+def test_gradcheck_through_the_potentials(branch: Branch, l: float, L: float) -> None:
+    p = known_problem(1, 4, 2, 0.25, 0.9, seed=35, spread=0.7)
+    inputs = tuple(part.clone().requires_grad_() for part in (p.x, p.x_i, p.z_i, *rows(l, L, batch=1)))
+
+    def feature(x: Tensor, x_i: Tensor, z_i: Tensor, l: Tensor, L: Tensor) -> tuple[Tensor, ...]:
+        found = interpolate_neighborhood(x, x_i, z_i, Regularity(l=l, L=L), branch)
+        return found.checked(), found.stats["value"], found.stats["potentials"]
 
     assert torch.autograd.gradcheck(feature, inputs, eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(-1.1, 1.1), (0.0, 2.0), (0.2, 1.6)])
+def test_gradcheck_of_potentials(bounds: tuple[float, float]) -> None:
+    """In general position the longest paths are unique, and stay the same nearby."""
+    p = known_problem(2, 5, 2, 0.25, 0.9, seed=36)
+    l, L = (torch.tensor(bound, dtype=torch.float64) for bound in bounds)  # one number for all rows
+    inputs = tuple(part.clone().requires_grad_() for part in (p.x_i, p.z_i, l, L))
+
+    def phi(x_i: Tensor, z_i: Tensor, l: Tensor, L: Tensor) -> Tensor:
+        return feasible_potentials(x_i, z_i, Regularity(l=l, L=L)).checked()
+
+    assert torch.autograd.gradcheck(phi, inputs, eps=1e-6, atol=1e-6)
+
+
+def test_potentials_of_a_chain_move_with_its_edges() -> None:
+    """Points on a line, z = x, l = 0: every longest path goes from neighbour to neighbour down the chain."""
+    line = torch.tensor([0.0, 1.0, 2.5, 4.0, 7.0], dtype=torch.float64)[None, :, None]
+    z_i = line.clone().requires_grad_()
+    phi = feasible_potentials(line, z_i, Regularity(l=0.0, L=1.5)).checked()
+    (moved,) = torch.autograd.grad(phi[0, -1], z_i)
+    # phi_i - phi_j = z_j (x_i - x_j) + (z_i - z_j)^2 / (2 L) along the chain, j = i - 1.
+    step, L = line[0, 1:, 0] - line[0, :-1, 0], 1.5
+    expected = torch.zeros(5, dtype=torch.float64)
+    expected[:-1] += step - step / L
+    expected[1:] += step / L
+    torch.testing.assert_close(moved[0, :, 0], expected, atol=1e-12, rtol=0)
+
+
+def test_equal_points_share_a_finite_derivative() -> None:
+    """Equal points make cycles of weight zero, round which a derivative must not run."""
+    p = known_problem(4, 5, 3, l=-1.0, L=1.0, seed=37)
+
+    def derivative(x_i: Tensor, z_i: Tensor) -> tuple[Tensor, ...]:
+        leaves = x_i.clone().requires_grad_(), z_i.clone().requires_grad_()
+        phi = feasible_potentials(leaves[0], leaves[1], p.regularity).checked()
+        return torch.autograd.grad(phi[:, :5].square().sum(), leaves)
+
+    of_doubled = derivative(torch.cat([p.x_i, p.x_i], 1), torch.cat([p.z_i, p.z_i], 1))
+    for twice, once in zip(of_doubled, derivative(p.x_i, p.z_i), strict=True):
+        torch.testing.assert_close(twice[:, :5] + twice[:, 5:], once, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_chunks_do_not_change_the_derivatives(branch: Branch) -> None:
+    p = known_problem(7, 6, 3, 0.25, 0.9, seed=38)
+    inputs = tuple(part.clone().requires_grad_() for part in (p.x, p.x_i, p.z_i, *rows(-1.0, 1.5, batch=7)))
+    x, x_i, z_i, l, L = inputs
+    found = []
+    for memory in (1, 2**28):  # one row at a time; all together
+        solution = interpolate_neighborhood(x, x_i, z_i, Regularity(l, L), branch, memory=memory)
+        found.append((solution.checked(), *torch.autograd.grad(solution.value.square().sum(), inputs)))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(apart, together, atol=1e-10, rtol=0)
+
+
+def test_rows_without_a_solution_leave_the_others_their_derivatives() -> None:
+    p = known_problem(4, 5, 3, l=0.0, L=2.0, seed=39)
+    z_i = torch.cat([p.z_i[:2], -p.x_i[2:3], p.z_i[3:]]).requires_grad_()
+    value = interpolate_neighborhood(p.x, p.x_i, z_i, p.regularity).value
+    (moved,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), z_i)
+    assert moved.isfinite().all()
+    assert (moved[2] == 0).all()
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -122,6 +122,25 @@ def test_smallest_smoothness_equals_highs(ratio: float, k: int, d: int) -> None:
             assert feasible_potentials(x_i[b : b + 1], z_i[b : b + 1], near).status[0] == status
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [-1.0, -0.3, 0.0])
+def test_smallest_smoothness_of_a_hundred_problems(ratio: float) -> None:
+    """Equal to a bisection on HiGHS, which also says that 1 % less admits nothing."""
+    checked = 0
+    for turn, seed in enumerate(range(100, 134)):
+        k, d = 3 + turn % 6, 2 + (7 * turn) % 19
+        # In few dimensions noise is rarely a gradient: a little less, so that l = 0 is feasible for some L.
+        x_i, z_i = noisy_neighborhoods(1, k, d, noise=0.05 if d < 6 else 0.1, seed=seed)
+        L = float(smallest_smoothness(x_i, z_i, ratio=ratio))
+        x, z = x_i[0].numpy(), z_i[0].numpy()
+        np.testing.assert_allclose(L, lp_smallest_smoothness(x, z, ratio, tolerance=1e-8), rtol=1e-6)
+        if np.isfinite(L):
+            checked += 1
+            assert lp_potentials(x, z, 0.99 * ratio * L, 0.99 * L) is None
+            assert lp_potentials(x, z, 1.01 * ratio * L, 1.01 * L) is not None
+    assert checked >= 30
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_smallest_smoothness_of_two_points(ratio: float) -> None:
     """Two points fit exactly if (dz - l dx).(dz - L dx) <= 0: a quadratic equation for L."""

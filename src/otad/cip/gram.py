@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["InnerProducts", "inner_products"]
+__all__ = ["InnerProducts", "check_points", "inner_products", "piece_rows"]
 
 CACHE = 2**20  # bytes of x_i worked on at a time: what a core holds near itself
+GPU_PIECE = 2**27  # the same on an accelerator, where only memory limits
 # Centring afterwards may lose this factor of precision: then 1e-10 (float64) or 1e-6 (float32) is left.
 LOSS = {torch.float64: 1e6, torch.float32: 16.0}
 
@@ -89,25 +90,42 @@ def inner_products(
     Raises:
         ValueError: shapes that do not fit.
     """
-    if x_i.ndim != 3 or x_i.shape != z_i.shape or x_i.shape[1] == 0:
-        raise ValueError(
-            f"x_i and z_i must both be (batch, k, d) with k >= 1; got {tuple(x_i.shape)} and {tuple(z_i.shape)}"
-        )
-    if x is not None and x.shape != (x_i.shape[0], x_i.shape[2]):
-        raise ValueError(f"x must be (batch, d) = {(x_i.shape[0], x_i.shape[2])}; got {tuple(x.shape)}")
+    check_points(x, x_i, z_i)
     origin = x_i[:, 0] if x is None else x
     plain, digits_left = _plain(origin, x_i, z_i, distances)
     if bool(digits_left.all()):
         return plain
-    far = ~digits_left
-    centered = _centered(origin[far], x_i[far], z_i[far], distances)
-    rows = (far.nonzero().squeeze(1),)
+    far = (~digits_left).nonzero().squeeze(1)
+    pieces = [_centered(origin[part], x_i[part], z_i[part], distances) for part in far.split(piece_rows(x_i))]
+    rows = (far,)
+    centered = InnerProducts(
+        zz=torch.cat([piece.zz for piece in pieces]),
+        zd=torch.cat([piece.zd for piece in pieces]),
+        dd=torch.cat([piece.dd for piece in pieces if piece.dd is not None]) if distances else None,
+        tilt=torch.cat([piece.tilt for piece in pieces]),
+    )
     return InnerProducts(
         zz=plain.zz.index_put(rows, centered.zz),
         zd=plain.zd.index_put(rows, centered.zd),
         dd=None if plain.dd is None or centered.dd is None else plain.dd.index_put(rows, centered.dd),
         tilt=plain.tilt.index_put(rows, centered.tilt),
     )
+
+
+def check_points(x: Tensor | None, x_i: Tensor, z_i: Tensor) -> None:
+    """Raises ValueError where the shapes of a batch of neighbourhoods do not fit."""
+    if x_i.ndim != 3 or x_i.shape != z_i.shape or x_i.shape[1] == 0:
+        raise ValueError(
+            f"x_i and z_i must both be (batch, k, d) with k >= 1; got {tuple(x_i.shape)} and {tuple(z_i.shape)}"
+        )
+    if x is not None and x.shape != (x_i.shape[0], x_i.shape[2]):
+        raise ValueError(f"x must be (batch, d) = {(x_i.shape[0], x_i.shape[2])}; got {tuple(x.shape)}")
+
+
+def piece_rows(x_i: Float[Tensor, "batch k d"]) -> int:
+    """Neighbourhoods to work on at a time so that they are read from memory once."""
+    bytes_a_row = x_i.shape[1] * x_i.shape[2] * x_i.element_size()
+    return max(1, (GPU_PIECE if x_i.is_cuda else CACHE) // max(1, bytes_a_row))
 
 
 def _plain(origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool) -> tuple[InnerProducts, Bool[Tensor, " batch"]]:
@@ -134,9 +152,9 @@ def _plain(origin: Tensor, x_i: Tensor, z_i: Tensor, distances: bool) -> tuple[I
 def _raw(x_i: Tensor, z_i: Tensor, distances: bool) -> tuple[Tensor, Tensor, Tensor]:
     """<z_i, z_j>, <z_i, x_j>, and <x_i, x_j> or its diagonal, in pieces small enough to be read from memory once."""
     tracked = torch.is_grad_enabled() and (x_i.requires_grad or z_i.requires_grad)
-    rows = len(x_i) if tracked or x_i.is_cuda else max(1, CACHE // (x_i.shape[1] * x_i.shape[2] * x_i.element_size()))
+    rows = max(1, len(x_i)) if tracked or x_i.is_cuda else piece_rows(x_i)
     parts = []
-    for x, z in zip(x_i.split(max(rows, 1)), z_i.split(max(rows, 1)), strict=True):
+    for x, z in zip(x_i.split(rows), z_i.split(rows), strict=True):
         z_t, x_t = z.transpose(1, 2), x.transpose(1, 2)
         squares = x @ x_t if distances else torch.linalg.vector_norm(x, dim=2).square()
         parts.append((z @ z_t, z @ x_t, squares))

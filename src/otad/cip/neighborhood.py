@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from otad.cip.gram import flat, inner_products
-from otad.cip.interpolation import Branch, interpolant
+from otad.cip.adjoint import MEMORY, through_products
+from otad.cip.gram import InnerProducts
+from otad.cip.interpolation import Branch, Small, feature, needs_distances, weights_and_facts
 from otad.cip.potentials import potentials
 from otad.cip.regularity import Regularity
 from otad.cip.solution import Solution
@@ -19,10 +20,13 @@ def interpolate_neighborhood(
     z_i: Float[Tensor, "batch k d"],
     regularity: Regularity,
     branch: Branch = "lower",
+    *,
+    memory: int = MEMORY,
 ) -> Solution:
     """`feasible_potentials` and `interpolate` in one: the feature of each query from its neighbours.
 
-    Differentiable in x, x_i, z_i; potentials follow the points they come from.
+    Differentiable once in x, x_i, z_i, and in l and L where they are tensors; potentials follow the points they come
+    from.
 
     Args:
         x: queries, in stem units.
@@ -30,6 +34,8 @@ def interpolate_neighborhood(
         z_i: their features.
         regularity: the pair l < L.
         branch: "lower", "upper" or "mean".
+        memory: bytes for the small problems solved together; the batch is worked on in chunks that keep to it. Beside
+            it there are only the results, and what the adjoint keeps where gradients are wanted.
 
     Returns:
         As `interpolate`, with the potentials in `stats["potentials"]` (batch, k); INFEASIBLE rows are NaN.
@@ -39,8 +45,20 @@ def interpolate_neighborhood(
 
     Source: as `feasible_potentials` and `interpolate`.
     """
-    products = inner_products(x, x_i, z_i, distances=branch != "lower" or not flat(regularity.l))
-    u_i = potentials(products, regularity.l, regularity.curvature_range, x_i.dtype)
-    solution = interpolant(products, x, x_i, z_i, u_i.value, regularity, branch)
-    status = torch.maximum(solution.status, u_i.status)
-    return Solution(solution.value, status, solution.stats | {"potentials": u_i.value})
+
+    def solve(products: InnerProducts, l: float | Tensor, L: float | Tensor) -> Small:
+        u_i = potentials(products, l, L - l, x_i.dtype)
+        weights, pull, facts = weights_and_facts(products, u_i.value, l, L, branch)
+        return weights, pull, (torch.maximum(facts[0], u_i.status), *facts[1:], u_i.value)
+
+    *found, u_i = through_products(
+        solve,
+        x,
+        x_i,
+        z_i,
+        (regularity.l, regularity.L),
+        distances=needs_distances(regularity, branch),
+        memory=memory,
+    )
+    solution = feature(x, found[0], tuple(found[1:]), regularity, branch)
+    return Solution(solution.value, solution.status, solution.stats | {"potentials": u_i})

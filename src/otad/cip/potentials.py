@@ -1,11 +1,13 @@
 """Potentials of a neighbourhood by longest paths, and the smallest smoothness that admits them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from otad.cip.adjoint import MEMORY, rows_at_once, through_products
 from otad.cip.gram import InnerProducts, flat, inner_products, squared_distances
 from otad.cip.regularity import Regularity
 from otad.cip.solution import Solution, Status
@@ -17,7 +19,11 @@ CYCLE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 
 def feasible_potentials(
-    x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"], regularity: Regularity
+    x_i: Float[Tensor, "batch k d"],
+    z_i: Float[Tensor, "batch k d"],
+    regularity: Regularity,
+    *,
+    memory: int = MEMORY,
 ) -> Solution:
     """Values of one potential in F(l, L) that has gradient z_i at every x_i.
 
@@ -28,9 +34,12 @@ def feasible_potentials(
         x_i: neighbours, in stem units.
         z_i: their features.
         regularity: the pair l < L.
+        memory: bytes for the small problems solved together; the batch is worked on in chunks that keep to it.
 
     Returns:
-        value: phi_i, shape (batch, k), in units of <x, z>, in the dtype of x_i; NaN in infeasible rows.
+        value: phi_i, shape (batch, k), in units of <x, z>, in the dtype of x_i; NaN in infeasible rows. Differentiable
+            once in x_i, z_i, and in l and L where they are tensors: along the longest paths, where several are longest
+            along one of them.
         status: INFEASIBLE where none exists; lower l, raise L, or use fewer neighbours.
         stats: "cycle", the weight of the heaviest cycle found, relative to the largest weight.
 
@@ -39,23 +48,81 @@ def feasible_potentials(
 
     Source: Taylor, Hendrickx, Glineur, Math. Program. 161 (2017), Theorem 4.
     """
-    products = inner_products(None, x_i, z_i, distances=not flat(regularity.l))
-    return potentials(products, regularity.l, regularity.curvature_range, x_i.dtype)
+
+    def solve(products: InnerProducts, l: float | Tensor, L: float | Tensor) -> tuple[None, None, tuple[Tensor, ...]]:
+        found = potentials(products, l, L - l, x_i.dtype)
+        return None, None, (found.value, found.status, found.stats["cycle"])
+
+    value, status, cycle = through_products(
+        solve, None, x_i, z_i, (regularity.l, regularity.L), distances=not flat(regularity.l), memory=memory
+    )
+    return Solution(value, status, {"cycle": cycle})
 
 
 def potentials(products: InnerProducts, l: float | Tensor, M: float | Tensor, dtype: torch.dtype) -> Solution:
     """`feasible_potentials` from inner products already at hand."""
     gaps = products.gaps(l, M)
-    paths, cycle = _closure(gaps)
-    feasible = _relative_cycle(cycle, gaps) <= CYCLE_TOLERANCE[dtype]
-    value = paths.amax(2).clamp(min=0)
+    with torch.no_grad():
+        paths, cycle = _closure(gaps)
+        cycle = _relative_cycle(cycle, gaps)
+        feasible = cycle <= CYCLE_TOLERANCE[dtype]
+        status = torch.where(feasible, int(Status.CONVERGED), int(Status.INFEASIBLE))
+    value: Tensor = _LongestPaths.apply(gaps, paths.amax(2).clamp(min=0))  # type: ignore[assignment]
     value = torch.where(feasible[:, None], value, torch.nan)
-    status = torch.where(feasible, int(Status.CONVERGED), int(Status.INFEASIBLE))
-    return Solution(value.to(dtype), status, {"cycle": _relative_cycle(cycle, gaps).detach()})
+    return Solution(value.to(dtype), status, {"cycle": cycle})
+
+
+class _LongestPaths(torch.autograd.Function):
+    """Weights u_i of longest paths; the derivative runs along the paths."""
+
+    @staticmethod
+    def forward(ctx: Any, gaps: Tensor, longest: Tensor) -> Tensor:
+        ctx.save_for_backward(gaps, longest)
+        return longest.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gaps, longest = ctx.saved_tensors
+        before, turns = _path_tree(gaps, longest)
+        total, of_gaps = grad.clone(), torch.zeros_like(gaps)
+        # The last points of the paths first: each hands on what it and those behind it got.
+        for turn in range(int(turns.max()), 0, -1):
+            passed = torch.where(turns == turn, total, 0)
+            of_gaps.scatter_add_(2, before[:, :, None], passed[:, :, None])
+            total = total.scatter_add(1, before, passed)
+        return of_gaps, None
+
+
+def _path_tree(
+    gaps: Float[Tensor, "batch k k"], longest: Float[Tensor, "batch k"]
+) -> tuple[Int[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """The point before i on a longest path, and the turn in which i was reached; 0 where paths start (u_i = 0).
+
+    Grown from the starts, so that cycles of weight zero, which equal points make, do no harm.
+    """
+    k = longest.shape[1]
+    tolerance = 1e-14 * gaps.abs().amax((1, 2))[:, None]
+    turns = torch.where(longest <= 0, 0, -1)
+    before = torch.zeros_like(turns)
+    for turn in range(1, k):
+        if (turns >= 0).all():
+            break
+        reached = torch.where(turns >= 0, longest, -torch.inf)
+        best, source = (reached[:, None, :] + gaps).max(2)
+        short = torch.where(turns >= 0, torch.inf, longest - best)
+        fresh = (turns < 0) & (short <= short.amin(1, keepdim=True).clamp(min=0) + tolerance)
+        turns, before = torch.where(fresh, turn, turns), torch.where(fresh, source, before)
+    return before, turns.clamp(min=0)
 
 
 def smallest_smoothness(
-    x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"], ratio: float = -1.0, rtol: float = 1e-8
+    x_i: Float[Tensor, "batch k d"],
+    z_i: Float[Tensor, "batch k d"],
+    ratio: float = -1.0,
+    rtol: float = 1e-8,
+    *,
+    memory: int = MEMORY,
 ) -> Float[Tensor, " batch"]:
     """Smallest L for which a potential in F(ratio * L, L) has gradient z_i at every x_i.
 
@@ -66,6 +133,7 @@ def smallest_smoothness(
         z_i: their features.
         ratio: l / L, at most 0.
         rtol: relative accuracy of the answer, which is feasible itself.
+        memory: bytes for the small problems solved together.
 
     Returns:
         L, shape (batch,), in units of z per x; 0 where all z_i are equal and ratio = 0 allows a flat map, inf where
@@ -78,7 +146,9 @@ def smallest_smoothness(
     if ratio > 0:
         raise ValueError(f"ratio = l / L must be <= 0, where the classes F(ratio L, L) are nested; got {ratio}")
     with torch.no_grad():
-        return smoothness_of(inner_products(None, x_i, z_i), ratio, x_i.dtype, rtol)
+        step = rows_at_once(x_i.shape[1], memory) if x_i.ndim == 3 and x_i.shape[1] else 1
+        chunks = zip(x_i.split(step), z_i.split(step), strict=True)
+        return torch.cat([smoothness_of(inner_products(None, x, z), ratio, x_i.dtype, rtol) for x, z in chunks])
 
 
 def smoothness_of(
