@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from otad.attacks.threat_model import ThreatModel
-from otad.baselines import BASELINES, NearestNeighbor
+from otad.baselines import BASELINES
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
 from otad.estimator import OTADClassifier
@@ -100,7 +100,7 @@ def fit_otad(
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
     clf = OTADClassifier(epochs=epochs, **chosen, **common).fit(inputs, labels)
-    facts: dict[str, Any] = {"epochs": epochs, "training_accuracy": clf.history_[-1]["accuracy"], "settings": chosen}
+    facts: dict[str, Any] = {"epochs": epochs, "train_accuracy": clf.history_[-1]["accuracy"], "settings": chosen}
     if scores:
         facts["validation"] = scores
     if clf.lipschitz_ is not None:
@@ -138,17 +138,6 @@ def _held_out(y: np.ndarray, seed: int) -> np.ndarray:
     return held_out
 
 
-def _nearest(x: Tensor, y: Tensor, threat: ThreatModel, **_: Any) -> Fitted:
-    """1-NN: nothing to train."""
-    module = NearestNeighbor(x, y)
-
-    def certified(inputs: Tensor) -> Certificate:
-        label, radius = module.certify(inputs)
-        return Certificate(label, radius, np.full(len(label), "nearest"))
-
-    return Fitted(module, certified)
-
-
 def _rival(fit: Callable[..., nn.Module]) -> Fit:
     """A baseline in the comparison's signature; its certificate is a method of its module, where it has one."""
 
@@ -162,6 +151,5 @@ def _rival(fit: Callable[..., nn.Module]) -> Fit:
 METHODS: dict[str, Fit] = {
     "otad-global": functools.partial(fit_otad, interpolation="global"),
     "otad-neighborhood": functools.partial(fit_otad, interpolation="neighborhood"),
-    "1-nn": _nearest,
     **{name: _rival(fit) for name, fit in BASELINES.items()},
 }
