@@ -1,5 +1,7 @@
 """What every rival keeps to: the same signature, a deterministic module, the facts of its training."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -16,7 +18,7 @@ CERTIFIED = {"1-nn": "nearest", "lipschitz": "1-lipschitz", "smoothing": "random
 @pytest.mark.parametrize("name", BASELINES)
 def test_rivals_learn_and_are_plain_modules(name: str) -> None:
     x, y = two_clouds(n=128)
-    model = BASELINES[name](x, y, THREAT, minutes=5.0, **({} if name == "1-nn" else {"epochs": 100}))
+    model: Any = BASELINES[name](x, y, THREAT, minutes=5.0, **({} if name == "1-nn" else {"epochs": 100}))
     assert not any(part.training for part in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
     assert set(model.fitted) == {"epochs", "seconds", "train_accuracy"}
@@ -78,7 +80,7 @@ def test_time_runs_out_on_an_annealed_schedule(monkeypatch: pytest.MonkeyPatch) 
 
 def test_minutes_are_respected() -> None:
     x, y = two_clouds(n=64)
-    model = BASELINES["pgd"](x, y, THREAT, minutes=0.02, epochs=10**6)
+    model: Any = BASELINES["pgd"](x, y, THREAT, minutes=0.02, epochs=10**6)
     assert 0.9 < model.fitted["seconds"] < 5
 
 
