@@ -51,12 +51,10 @@ def test_certificate_equals_brute_force() -> None:
     points = x_train.double()
     d = torch.cdist(x.double(), points)
     for row in range(len(x)):
-        own = (y_train == int(label[row])).nonzero().squeeze(1).tolist()
-        others = (y_train != int(label[row])).nonzero().squeeze(1).tolist()
-        expected = min(
-            max(float((d[row, j] ** 2 - d[row, i] ** 2) / (2 * (points[i] - points[j]).norm())) for i in own)
-            for j in others
-        )
+        own = y_train == int(label[row])
+        apart = (points[own][:, None] - points[~own][None]).norm(dim=2)
+        planes = (d[row, ~own][None] ** 2 - d[row, own][:, None] ** 2) / (2 * apart)
+        expected = float(planes.amax(dim=0).amin())
         assert radius[row] <= max(expected, 0.0)
         assert radius[row] == pytest.approx(max(expected, 0.0), abs=1e-4)
 

@@ -27,7 +27,7 @@ def fit_undefended(
     minutes: float,
     seed: int = 0,
     progress: bool = False,
-    epochs: int = 30,
+    epochs: int | None = None,
 ) -> TrainedNetwork:
     """The backbone trained with cross entropy alone; the threat changes nothing.
 
@@ -38,7 +38,7 @@ def fit_undefended(
         minutes: upper limit of the training time.
         seed: of weights and batches.
         progress: show a bar.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
     """
     network = backbone_for(x, y, seed)
 
@@ -58,7 +58,7 @@ def fit_pgd(
     minutes: float,
     seed: int = 0,
     progress: bool = False,
-    epochs: int = 15,
+    epochs: int | None = None,
 ) -> TrainedNetwork:
     """The backbone trained on the worst samples that ten steps of projected gradient ascent find in the budget.
 
@@ -69,7 +69,7 @@ def fit_pgd(
         minutes: upper limit of the training time.
         seed: of weights, batches and random starts.
         progress: show a bar.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, ICLR 2018, arXiv 1706.06083.
     """
@@ -93,7 +93,7 @@ def fit_trades(
     minutes: float,
     seed: int = 0,
     progress: bool = False,
-    epochs: int = 15,
+    epochs: int | None = None,
 ) -> TrainedNetwork:
     """The backbone trained with cross entropy plus 6 times the KL divergence to the worst samples in the budget.
 
@@ -104,7 +104,7 @@ def fit_trades(
         minutes: upper limit of the training time.
         seed: of weights, batches and random starts.
         progress: show a bar.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
 
     Source: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, ICML 2019, arXiv 1901.08573.
     """

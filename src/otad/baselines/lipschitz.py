@@ -22,9 +22,10 @@ from otad.nn import CenteredFlatten
 __all__ = ["LipschitzNetwork", "fit_lipschitz"]
 
 WIDTHS = (256, 256, 256)
-RADIUS = 1.5  # times the budget: the radius at which the loss asks for each sample to be certified
+RADIUS = 2.0  # times the budget: the radius at which the loss asks for each sample to be certified
 TEMPERATURE = 0.25  # of the cross entropy, times the budget
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 1e-2
+POWER_ITERATIONS = 10
 CERTIFIED_AT_ONCE = 1024
 
 
@@ -91,12 +92,17 @@ def fit_lipschitz(
     minutes: float,
     seed: int = 0,
     progress: bool = False,
-    epochs: int = 30,
+    epochs: int | None = None,
 ) -> LipschitzNetwork:
     """Three orthogonal layers of 256 units with MaxMin and an orthogonal head, trained for a margin.
 
     The loss is the cross entropy at a temperature, after sqrt(2) times the radius to be certified is taken off the true
     logit. Both scale with the L2 budget (`euclidean_budget`).
+
+    Width and depth were fixed beforehand. Radius (1, 1.5 or 2 budgets), temperature (0.1, 0.25 or 0.5 budgets) and
+    rate (2e-3, 5e-3, 1e-2) were chosen on digits held out of the 4,000 training digits of the demo (3,200 to train,
+    800 to choose, budget 1.0, 15 epochs), for the share certified at 0.9 to 1.3. The choice reached 96.4 % clean and
+    87.7 / 74.8 / 55.3 % certified at 0.5 / 1.0 / 1.5 on those 800; 40 epochs gained a point at most.
 
     Args:
         x: training samples in the model's input units.
@@ -105,7 +111,7 @@ def fit_lipschitz(
         minutes: upper limit of the training time.
         seed: of weights and batches.
         progress: show a bar.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
 
     Raises:
         MissingExtraError: the package deel-torchlip is not installed.
@@ -149,6 +155,9 @@ def _orthogonal_network(x: Tensor, n_classes: int, seed: int) -> LipschitzNetwor
         torch.manual_seed(seed)
         layers = [torchlip.SpectralLinear(a, b) for a, b in itertools.pairwise(sizes)]
         head = torchlip.SpectralLinear(sizes[-1], n_classes)
+    for layer in [*layers, head]:
+        # One power iteration a step, the default, lags behind the first large steps: Bjorck's iteration then diverges.
+        layer.parametrizations.weight[0].n_power_iterations = POWER_ITERATIONS
     return LipschitzNetwork(CenteredFlatten(x.mean(0).cpu()), layers, head).to(x.device)
 
 

@@ -129,7 +129,7 @@ def fit_smoothing(
     minutes: float,
     seed: int = 0,
     progress: bool = False,
-    epochs: int = 30,
+    epochs: int | None = None,
 ) -> SmoothedClassifier:
     """The backbone trained with cross entropy under Gaussian noise, then smoothed by the same noise.
 
@@ -143,7 +143,7 @@ def fit_smoothing(
         minutes: upper limit of the training time.
         seed: of weights, batches and noise.
         progress: show a bar.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
 
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, arXiv 1902.02918.
     """

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from otad.attacks.threat_model import ThreatModel
+from otad.errors import OTADError
 from otad.nn import Backbone, residual_mlp
 
 __all__ = ["Loss", "TrainedNetwork", "accuracy", "backbone_for", "euclidean_budget", "train"]
@@ -58,7 +59,7 @@ def train(
     y: Int[Tensor, " n"],
     loss: Loss,
     *,
-    epochs: int,
+    epochs: int | None,
     minutes: float,
     seed: int,
     batch_size: int = 128,
@@ -76,7 +77,8 @@ def train(
         x: training samples.
         y: their classes.
         loss: inputs, labels and a generator for its random numbers -> mean loss of a batch.
-        epochs: passes over the data, if the time allows.
+        epochs: passes over the data, if the time allows; None takes 12, or more where that is under 500 steps, as
+            `OTADClassifier` does.
         minutes: upper limit of the wall time.
         seed: of the batch order and the loss's random numbers.
         batch_size: samples a step.
@@ -88,9 +90,13 @@ def train(
 
     Raises:
         ValueError: no samples, x and y that differ in length, epochs or minutes not positive.
+        OTADError: training diverged.
     """
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y need the same number of rows, at least one; they have {len(x)} and {len(y)}")
+    per_epoch = math.ceil(len(x) / batch_size)
+    if epochs is None:
+        epochs = max(12, math.ceil(500 / per_epoch))
     if not (epochs >= 1 and minutes > 0):
         raise ValueError(f"epochs must be at least 1 and minutes positive; got {epochs} and {minutes}")
     started = time.perf_counter()
@@ -98,7 +104,7 @@ def train(
     draws = torch.Generator(device=x.device).manual_seed(seed)
     learned = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=0.0)
-    steps = epochs * math.ceil(len(x) / batch_size)
+    steps = epochs * per_epoch
     batches = iter(())
     done = 0
     module.train()
@@ -119,6 +125,8 @@ def train(
             bar.update()
     optimizer.zero_grad(set_to_none=True)
     module.eval()
+    if not all(bool(p.isfinite().all()) for p in learned):
+        raise OTADError("training diverged: weights are not finite; scale the columns of x, or lower the rate")
     seconds = time.perf_counter() - started
     return {"epochs": done * epochs / steps, "seconds": seconds, "train_accuracy": accuracy(module, x, y)}
 
