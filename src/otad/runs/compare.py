@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
+from otad.attacks.threat_model import ThreatModel
 from otad.certificate import Certificate
 from otad.data import Dataset, load
 from otad.errors import DataError
@@ -39,7 +39,10 @@ __all__ = ["compare", "read_cells"]
 logger = logging.getLogger("otad.runs")
 
 BATCH = 100  # samples of the timed predictions
-SOURCE_EPOCHS = 6  # of the undefended network that attacks transfer from
+# Of the undefended network that attacks transfer from.
+SOURCE_EPOCHS = 6
+SOURCE_STEPS = 300
+SOURCE_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,10 @@ class _Splits:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = residual_mlp(samples.x_train.mean(0), int(samples.y_train.max()) + 1)
-        fit_backbone(network, samples.x_train, samples.y_train, alpha=0.0, epochs=SOURCE_EPOCHS, seed=seed)
+        epochs = max(SOURCE_EPOCHS, SOURCE_STEPS * SOURCE_BATCH // len(samples.x_train))
+        fit_backbone(
+            network, samples.x_train, samples.y_train, alpha=0.0, epochs=epochs, batch_size=SOURCE_BATCH, seed=seed
+        )
         return network
 
 
@@ -256,12 +262,9 @@ def _cell(
     with _timed(seconds, "certify"):
         certificate = None if fitted.certify is None else fitted.certify(x)
     randomised = certificate is not None and bool(np.any(np.asarray(certificate.kind) == RANDOMISED))
-    knowledge = AttackerKnowledge(
-        x_train=samples.x_train,
-        y_train=samples.y_train,
-        backbone=splits.network(source, seed) if fitted.backbone is None else fitted.backbone,
-        smoothed=fitted.smoothed,
-    )
+    knowledge = replace(fitted.knowledge, x_train=samples.x_train, y_train=samples.y_train)
+    if knowledge.backbone is None:
+        knowledge = replace(knowledge, backbone=splits.network(source, seed))
     n = min(int(settings["n_attacked"]), len(y))
     with _timed(seconds, "attack"):
         report = evaluate(

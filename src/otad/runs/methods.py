@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from otad.attacks.threat_model import ThreatModel
+from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.baselines import BASELINES
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
@@ -51,15 +51,14 @@ class Fitted:
         module: inputs -> logits.
         certify: inputs -> certificate with class indices as labels; None where the method has none.
         facts: what the training says of itself, in the types of JSON.
-        backbone: a network of the method's own from which attacks transfer; None: the comparison's.
-        smoothed: factor -> surrogate with wider smoothing, see `AttackerKnowledge`.
+        knowledge: what an attacker knows of the model beside its weights; the comparison adds the training samples,
+            and an undefended network where there is no backbone.
     """
 
     module: nn.Module
     certify: Callable[[Tensor], Certificate] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    backbone: nn.Module | None = None
-    smoothed: Callable[[float], nn.Module] | None = None
+    knowledge: AttackerKnowledge = field(default_factory=AttackerKnowledge)
 
 
 # (x, y, threat, *, minutes, seed, progress) -> Fitted: x (n, ...), y class indices 0, 1, .. (n,).
@@ -124,7 +123,8 @@ def fit_otad(
         "lipschitz": None if clf.lipschitz_ is None else float(clf.lipschitz_),
     }
     module = clf.module_
-    return Fitted(module, functools.partial(certify, module), facts, backbone=clf.backbone_, smoothed=module.smoothed)
+    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed)
+    return Fitted(module, functools.partial(certify, module), facts, knowledge)
 
 
 def _score(
