@@ -26,8 +26,11 @@ from otad.report.comparison import compared
 from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
 from otad.runs import METHODS, compare, read_cells
+from otad.runs.compare import judged_again
 from otad.runs.methods import Fitted, fit_otad
 from otad.runs.radii import radii_for
+
+pytestmark = pytest.mark.slow
 
 DIGITS: dict[str, Any] = {"n_train": 300, "n_test": 40, "n_attacked": 10, "eps": (0.2, 0.5), "attacks": ["lines"]}
 
@@ -197,6 +200,28 @@ def test_a_randomised_certificate_may_err_once_and_is_marked(finished: Path) -> 
     twice = replace(once, survived={**cell.survived, "0.5": np.zeros(4, bool)})
     with pytest.raises(ContradictionError):
         twice.check()
+
+
+def test_a_randomised_certificate_judges_its_own_samples_again() -> None:
+    # One number a sample: its sign is the class, and within 0.1 of the boundary the certificate abstains.
+    def certify(inputs: Tensor) -> Certificate:
+        far = inputs.abs().clamp(max=1.0).flatten()
+        return Certificate(
+            (inputs.flatten() > 0).long().numpy(),
+            torch.where(far > 0.1, far, 0).double().numpy(),
+            np.full(3, RANDOMISED),
+        )
+
+    y, broken_at = np.array([1, 1, 1]), np.array([[-0.05], [-0.5], [-0.5]], np.float32)
+    survived = judged_again(
+        Fitted(nn.Identity(), certify),
+        {"0.3": np.zeros(3, bool), "0.6": np.array([True, True, False])},
+        {"0.3": np.array([True, True, True]), "0.6": np.array([False, False, False])},
+        {"0.3": broken_at, "0.6": broken_at},
+        y,
+    )
+    assert survived["0.3"].tolist() == [True, False, False]
+    assert survived["0.6"].tolist() == [True, False, False], "broken within 0.3, so within 0.6"
 
 
 def test_a_cell_survives_its_file(finished: Path) -> None:

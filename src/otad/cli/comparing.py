@@ -17,7 +17,7 @@ __all__ = ["compare"]
 
 @job
 def compare(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help=f"One or more data sets. {DATA_HELP}")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help=f"One or more data sets. {DATA_HELP}")],
     methods: Annotated[
         str,
         typer.Option(

@@ -34,7 +34,7 @@ from otad.runs.radii import radii_for
 from otad.runs.selection import check_attacks, class_indices
 from otad.train.backbone import fit_backbone
 
-__all__ = ["compare", "read_cells"]
+__all__ = ["compare", "judged_again", "read_cells"]
 
 logger = logging.getLogger("otad.runs")
 
@@ -288,7 +288,7 @@ def _cell(
     survived = {threat.key: found.survived[threat.key]["worst_case"] for threat in threats}
     certified = {} if certificate is None else {t.key: _certified(certificate, truth, t.eps) for t in threats}
     if randomised:
-        survived = _judged_again(fitted, survived, certified, found.adversarial, truth[:n])
+        survived = judged_again(fitted, survived, certified, found.adversarial, truth[:n])
     return Cell(
         data=_folder(source),
         method=method,
@@ -327,7 +327,7 @@ def _certified(certificate: Certificate, y: np.ndarray, eps: float) -> np.ndarra
     return (np.asarray(certificate.label) == y) & sound & (np.asarray(certificate.radius) > eps)
 
 
-def _judged_again(
+def judged_again(
     fitted: Fitted,
     survived: Mapping[str, np.ndarray],
     certified: Mapping[str, np.ndarray],
