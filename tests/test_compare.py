@@ -206,11 +206,8 @@ def test_a_randomised_certificate_judges_its_own_samples_again() -> None:
     # One number a sample: its sign is the class, and within 0.1 of the boundary the certificate abstains.
     def certify(inputs: Tensor) -> Certificate:
         far = inputs.abs().clamp(max=1.0).flatten()
-        return Certificate(
-            (inputs.flatten() > 0).long().numpy(),
-            torch.where(far > 0.1, far, 0).double().numpy(),
-            np.full(3, RANDOMISED),
-        )
+        radius = torch.where(far > 0.1, far, 0).double().numpy()
+        return Certificate((inputs.flatten() > 0).long().numpy(), radius, np.full(len(radius), RANDOMISED))
 
     y, broken_at = np.array([1, 1, 1]), np.array([[-0.05], [-0.5], [-0.5]], np.float32)
     survived = judged_again(
