@@ -4,6 +4,7 @@
 #   make test    the whole test suite
 #   make check   lint, types and the quick tests
 #   make bench   the benchmarks; writes benchmarks/results/
+#   make compare OTAD and its rivals on five data sets; writes runs/compare/ (about an hour; goes on where it stopped)
 #   make clean   remove .venv and every cache
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ export OTAD_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench compare clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -37,6 +38,13 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
+
+# Five data sets in one folder; small tables need less training time than images.
+compare: $(VENV)/.rivals
+	$(BIN)/otad compare mnist --n-train 4000 --n-test 500 --n-attacked 100 --budget 1.5
+	$(BIN)/otad compare fashion-mnist --n-train 6000 --n-test 500 --n-attacked 100 --budget 1.5
+	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1
+	$(BIN)/otad compare steel-plates sensorless-drive --n-attacked 200 --budget 0.5
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
@@ -68,5 +76,7 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(call install,[test])
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(call install,[dev])
+$(VENV)/.rivals: $(VENV)/.torch pyproject.toml
+	$(call install,[rivals])
 $(VENV)/.bench: $(VENV)/.torch pyproject.toml
 	$(call install,[bench])

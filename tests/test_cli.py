@@ -110,7 +110,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_shows_every_command_and_default(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "predict", "certify", "attack", "explain", "info"):
+    for command in ("demo", "train", "predict", "certify", "attack", "explain", "compare", "info"):
         assert command in out
         code, words, _ = run(command, "--help")
         assert code == 0

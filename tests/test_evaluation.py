@@ -118,14 +118,13 @@ def test_honest_models_pass_with_full_knowledge() -> None:
     y_train = (x_train.flatten(1)[:, :8].sum(dim=1) > x_train.flatten(1)[:, 8:].sum(dim=1)).long()
     model = NearestNeighbor(x_train, y_train)
     x = torch.rand(60, 1, 4, 4)
-    label, radius = model.certify(x)
-    certificate = certificates.Certificate(label, radius, np.full(60, "nearest"))
+    certificate = model.certify(x)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     threats = [ThreatModel("l2", eps, (0.0, 1.0)) for eps in (0.3, 0.05)] + [ThreatModel("linf", 0.1, (0.0, 1.0))]
     report = evaluate(
         model,
         x,
-        label,
+        certificate.label,
         threats,
         "quick",
         certificate=certificate,
@@ -140,7 +139,7 @@ def test_honest_models_pass_with_full_knowledge() -> None:
     for threat in threats:
         x_adv = torch.as_tensor(examples.adversarial[threat.key])
         assert bool(threat.contains(x_adv, x).all())
-        survived = model(x_adv).argmax(dim=1).numpy() == label
+        survived = model(x_adv).argmax(dim=1).numpy() == certificate.label
         assert (examples.survived[threat.key]["worst_case"] == survived).all()
 
 

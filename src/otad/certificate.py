@@ -1,4 +1,4 @@
-"""Radii within which a prediction provably does not change (deterministic, L2)."""
+"""Radii within which a prediction provably does not change (L2)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from otad.cip import Solution
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 
 ROUNDING = 1e-4
 RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
@@ -28,8 +28,10 @@ class Certificate:
             certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
             (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
-            the radius has only features of the class), "nearest" (the 1-NN baseline's planes between samples).
-            "conditional" assumes the neighbours fixed: never count it as certified.
+            the radius has only features of the class), "nearest" (the 1-NN baseline's planes between samples),
+            "1-lipschitz" (the baseline network of orthogonal layers). "conditional" assumes the neighbours fixed: never
+            count it as certified. "randomised" (smoothing) holds for each sample with a probability only, and for a
+            majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown.
     """
 
     label: np.ndarray
@@ -37,7 +39,16 @@ class Certificate:
     kind: np.ndarray
 
     def certified(self, radius: float, y: np.ndarray) -> float:
-        """Share of samples that are classified as y and keep their label under every perturbation up to this norm."""
+        """Share of samples that are classified as y and keep their label under every perturbation up to this norm.
+
+        Raises:
+            ValueError: some rows are proven and some hold with a probability only: count them apart.
+        """
+        randomised = self.kind == "randomised"
+        if randomised.any() and not randomised.all():
+            raise ValueError(
+                "a certificate must not mix the kind 'randomised' with deterministic kinds; count them apart"
+            )
         sound = self.kind != "conditional"
         return float(np.mean((self.label == y) & sound & (self.radius > radius)))
 
@@ -80,7 +91,7 @@ def certify(
         for part in inputs.double().split(batch_size):
             points = exact.stem(part)
             solution = exact.interpolation(points)
-            label, boundary = _boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
+            label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):
                 radius, kind = (
                     boundary / exact.interpolation.potential.lipschitz,
@@ -93,13 +104,19 @@ def certify(
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
 
 
-def _boundary_distance(
+def boundary_distance(
     head: nn.Linear, z: Float[Tensor, "batch d"], error: Float[Tensor, " batch"], rounding: float
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Label, and how far the feature is at least from any feature of another label; 0 where a number is not finite.
 
     Two allowances: `error` and rounding for the feature, and float32 arithmetic in the head for the logits, which
     counts all the more the nearer two rows of the head are to each other.
+
+    Args:
+        head: features to logits.
+        z: features.
+        error: how far z may be from the exact feature.
+        rounding: allowance for float32 in z, relative to 1 + |z|.
     """
     logits = head(z)
     finite = logits.isfinite().all(1) & error.isfinite()
@@ -139,7 +156,7 @@ def _neighborhood(
     kind = np.full(len(points), "neighborhood", object)
     if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
         exact_features = torch.zeros_like(interpolation.z[:, 0])
-        classes, inside = _boundary_distance(model.head, interpolation.z, exact_features, rounding)
+        classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
         classes = torch.where(inside > 0, classes, -1)  # a feature within rounding of a boundary vouches for none
         unanimous = torch.zeros_like(radius)
         for own in label.unique():

@@ -3,11 +3,12 @@
 OTADError
 ├── DataError (ValueError)         input that cannot be used: a file, a column, a value
 ├── InfeasibleError (ValueError)   no potential of the asked regularity fits the points
+├── ContradictionError             results that cannot all be true, such as a proof that an attack refutes
 ├── ModelFolderError (ValueError)  a saved model that is damaged, foreign or of another version
 └── MissingExtraError (ImportError) an optional package that is not installed
 """
 
-__all__ = ["DataError", "InfeasibleError", "MissingExtraError", "ModelFolderError", "OTADError"]
+__all__ = ["ContradictionError", "DataError", "InfeasibleError", "MissingExtraError", "ModelFolderError", "OTADError"]
 
 
 class OTADError(Exception):
@@ -20,6 +21,10 @@ class DataError(OTADError, ValueError):
 
 class InfeasibleError(OTADError, ValueError):
     """No potential with the asked curvature bounds fits the points."""
+
+
+class ContradictionError(OTADError):
+    """Results that cannot all be true."""
 
 
 class ModelFolderError(OTADError, ValueError):

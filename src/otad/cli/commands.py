@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from otad.cli.comparing import compare
 from otad.cli.info import info, version
 from otad.cli.training import demo, train
 from otad.cli.using import attack, certify, explain, predict
@@ -38,7 +39,7 @@ def _otad(
     pass
 
 
-for _command in (demo, train, predict, certify, attack, explain, info):
+for _command in (demo, train, predict, certify, attack, explain, compare, info):
     app.command()(_command)
 
 

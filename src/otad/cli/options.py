@@ -11,6 +11,7 @@ import typer
 from otad.errors import DataError
 
 __all__ = [
+    "DATA_HELP",
     "Attacks",
     "Data",
     "DataDir",

@@ -13,14 +13,20 @@ __all__ = ["as_tensors", "check_inputs", "on_device"]
 
 
 def as_tensors(model: nn.Module, x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Samples and labels on the model's device, samples in its precision."""
-    weights = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    device = weights[0].device if weights else torch.device("cpu")
-    dtype = weights[0].dtype if weights else torch.float32
+    """Samples and labels on the model's device, samples in the precision of its parameters.
+
+    A model without parameters may hold its training samples in more digits than it takes; the samples keep theirs.
+    """
+    x = torch.as_tensor(x)
+    weights = [t for t in model.parameters() if t.is_floating_point()]
+    held = [t for t in (*weights, *model.buffers()) if t.is_floating_point()]
+    device = held[0].device if held else torch.device("cpu")
+    precisions = [weights[0].dtype] if weights else [t.dtype for t in (*held, x) if t.is_floating_point()]
+    dtype = min(precisions, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
     y = torch.as_tensor(y)
     if y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"y must hold class indices as integers, not {y.dtype}")
-    return torch.as_tensor(x).to(device, dtype), y.to(device, torch.long)
+    return x.to(device, dtype), y.to(device, torch.long)
 
 
 def check_inputs(

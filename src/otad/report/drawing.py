@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 __all__ = ["CLASS_COLORS", "MARKERS", "MODEL_COLORS", "svg_text"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, darkened for contrast on white.
-MODEL_COLORS = ("#0072b2", "#c04a00", "#007a5a", "#a03c78", "#6b6b00", "#3a3a3a")
+MODEL_COLORS = ("#0072b2", "#c04a00", "#007a5a", "#a03c78", "#6b6b00", "#3a3a3a", "#7a5195", "#8c564b")
 CLASS_COLORS = (
     "#0072b2",
     "#d55e00",
@@ -24,7 +24,7 @@ CLASS_COLORS = (
     "#8c564b",
     "#5c8a00",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, FAINT = "#1c2430", "#d9dee5"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

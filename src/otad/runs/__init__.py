@@ -1,16 +1,21 @@
 """A whole job: train, interpolate, certify, attack, report; and a trained model on new data."""
 
+from otad.runs.compare import compare, read_cells
 from otad.runs.job import health_without_transport, run
+from otad.runs.methods import METHODS
 from otad.runs.model_folder import DataCard, read_model, write_model
 from otad.runs.outputs import write_outputs
 from otad.runs.use import ExplanationRow, attack_model, explanation_rows
 
 __all__ = [
+    "METHODS",
     "DataCard",
     "ExplanationRow",
     "attack_model",
+    "compare",
     "explanation_rows",
     "health_without_transport",
+    "read_cells",
     "read_model",
     "run",
     "write_model",

@@ -1,0 +1,165 @@
+"""The methods a comparison knows: OTAD under a budget of training time, and the rivals, behind one signature."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
+from otad.baselines import BASELINES
+from otad.certificate import Certificate, certify
+from otad.data.splits import stratified_split
+from otad.estimator import OTADClassifier
+
+__all__ = ["METHODS", "Fit", "Fitted", "fit_otad"]
+
+logger = logging.getLogger("otad.runs")
+
+
+class Candidate(NamedTuple):
+    """Settings of OTAD that may be chosen; `longer` multiplies the usual number of epochs."""
+
+    alpha: float
+    margin: float
+    longer: int
+
+
+# In the order they are tried while the budget lasts; the first is the estimator's default.
+CANDIDATES = (
+    Candidate(1e-3, 0.5, 1),
+    Candidate(1e-2, 0.5, 1),
+    Candidate(1e-3, 0.0, 1),
+    Candidate(1e-3, 0.5, 4),
+    Candidate(1e-2, 0.5, 4),
+)
+VALIDATION_SHARE = 0.2
+LEAST_STEPS = 500  # as the estimator: a small data set gets more epochs than a large one
+LEAST_EPOCHS = 12
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained method, ready to be measured.
+
+    Attributes:
+        module: inputs -> logits.
+        certify: inputs -> certificate with class indices as labels; None where the method has none.
+        facts: what the training says of itself, in the types of JSON.
+        knowledge: what an attacker knows of the model beside its weights; the comparison adds the training samples,
+            and an undefended network where there is no backbone.
+    """
+
+    module: nn.Module
+    certify: Callable[[Tensor], Certificate] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    knowledge: AttackerKnowledge = field(default_factory=AttackerKnowledge)
+
+
+# (x, y, threat, *, minutes, seed, progress) -> Fitted: x (n, ...), y class indices 0, 1, .. (n,).
+Fit = Callable[..., Fitted]
+
+
+def fit_otad(
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    minutes: float,
+    seed: int = 0,
+    progress: bool = False,
+    interpolation: str = "global",
+) -> Fitted:
+    """OTAD within a budget of training time.
+
+    A trial of two epochs tells the seconds of an epoch. Then each of `CANDIDATES` is trained on four fifths of the
+    training samples and measured on the rest, as long as the budget holds that and the final training; the one of the
+    largest certified accuracy at the threat's radius is taken (ties: clean accuracy). Where it holds not even the
+    first, that one is taken with as many epochs as fit. All of this counts as training time.
+
+    Args:
+        x: training samples, (n, ...).
+        y: their classes 0, 1, ..
+        threat: its radius is what the settings are chosen for.
+        minutes: the budget.
+        seed: of the held-out samples, the weights and the order of the batches.
+        progress: show progress bars.
+        interpolation: "global" or "neighborhood".
+    """
+    deadline = time.perf_counter() + 60 * minutes
+    inputs, labels = x.numpy(), y.numpy()
+    common = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
+    trial = OTADClassifier(epochs=2, **common).fit(inputs, labels)
+    # The second epoch, because the first also pays for what is set up once.
+    epoch = trial.history_[1]["seconds"] - trial.history_[0]["seconds"]
+    rest = trial.seconds_["transport map"] + trial.seconds_["potential"]
+    usual = max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(y) / trial.batch_size)))
+
+    def cost(candidate: Candidate) -> float:
+        return usual * candidate.longer * epoch + rest
+
+    chosen, scores = CANDIDATES[0], {}
+    for candidate in CANDIDATES:
+        if time.perf_counter() + cost(candidate) + max(cost(candidate), cost(chosen)) < deadline:
+            scores[candidate] = _score(inputs, labels, threat.eps, usual, candidate, seed, common)
+            chosen = max(scores, key=lambda tried: scores[tried])
+    affordable = math.floor((deadline - time.perf_counter() - rest) / epoch)
+    epochs = max(1, min(usual * chosen.longer, affordable))
+    if epochs < usual:
+        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
+    clf = OTADClassifier(epochs=epochs, alpha=chosen.alpha, margin=chosen.margin, **common).fit(inputs, labels)
+    facts: dict[str, Any] = {
+        "epochs": epochs,
+        "train_accuracy": clf.history_[-1]["accuracy"],
+        "settings": chosen._asdict(),
+        "validation": [
+            tried._asdict() | {"certified": certified, "clean": clean} for tried, (certified, clean) in scores.items()
+        ],
+        "lipschitz": None if clf.lipschitz_ is None else float(clf.lipschitz_),
+    }
+    module = clf.module_
+    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed)
+    return Fitted(module, functools.partial(certify, module), facts, knowledge)
+
+
+def _score(
+    x: np.ndarray, y: np.ndarray, eps: float, usual: int, candidate: Candidate, seed: int, common: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Certified and clean accuracy on held-out training samples."""
+    held_out = _held_out(y, seed)
+    clf = OTADClassifier(epochs=usual * candidate.longer, alpha=candidate.alpha, margin=candidate.margin, **common).fit(
+        x[~held_out], y[~held_out]
+    )
+    certificate = clf.certify(x[held_out])
+    return certificate.certified(eps, y[held_out]), float(np.mean(certificate.label == y[held_out]))
+
+
+def _held_out(y: np.ndarray, seed: int) -> np.ndarray:
+    """A fifth of every class with at least two samples, bool (n,)."""
+    counts = np.bincount(y)
+    divisible = np.flatnonzero(counts[y] > 1)
+    held_out = np.zeros(len(y), dtype=bool)
+    held_out[divisible] = stratified_split(y[divisible], VALIDATION_SHARE, seed, "training samples")
+    return held_out
+
+
+def _rival(fit: Callable[..., nn.Module]) -> Fit:
+    """A baseline in the comparison's signature; its certificate is a method of its module, where it has one."""
+
+    def fitted(x: Tensor, y: Tensor, threat: ThreatModel, **options: Any) -> Fitted:
+        module = fit(x, y, threat, **options)
+        return Fitted(module, getattr(module, "certify", None), dict(getattr(module, "fitted", {})))
+
+    return fitted
+
+
+METHODS: dict[str, Fit] = {
+    "otad-global": functools.partial(fit_otad, interpolation="global"),
+    "otad-neighborhood": functools.partial(fit_otad, interpolation="neighborhood"),
+    **{name: _rival(fit) for name, fit in BASELINES.items()},
+}

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from otad.attacks import ThreatModel, apgd
+from otad.baselines.adversarial import fit_pgd, fit_trades, fit_undefended, projected_ascent
+from tests.attacks.known import assert_within, linear
+from tests.baselines.problems import digits
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_inner_attack_reaches_the_optimum_of_a_linear_model(norm: str) -> None:
+    """The cross entropy of two linear logits is largest at x + eps d, d the unit step of the norm along w_j - w_y."""
+    model, x, y = linear(classes=2, d=12)
+    with torch.no_grad():
+        model.weight.mul_(0.1)  # no sample so far out that float32 rounds the gradient of its cross entropy away
+        y = model(x).argmax(dim=1)
+    threat = ThreatModel(norm, 0.3)  # type: ignore[arg-type]
+
+    def total(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, y, reduction="sum")
+
+    found = projected_ascent(model, x, x, total, threat)
+    slope = model.weight.detach()[1 - y] - model.weight.detach()[y]
+    unit = functional.normalize(slope, dim=1) if norm == "l2" else slope.sign()
+    assert_within(found, x, threat)
+    torch.testing.assert_close(found, x + threat.eps * unit, atol=1e-4, rtol=0)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_every_sample_trained_on_lies_in_budget_and_box(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _, _ = digits(n_train=64)
+    threat = ThreatModel(norm, 0.2, (0.0, 1.0))  # type: ignore[arg-type]
+    seen = []
+
+    def watch(network, inputs, start, objective, threat, **options):
+        found = projected_ascent(network, inputs, start, objective, threat, **options)
+        assert_within(start, inputs, threat)
+        assert_within(found, inputs, threat)
+        seen.append(float(threat.distance(found, inputs).max()))
+        return found
+
+    monkeypatch.setattr("otad.baselines.adversarial.projected_ascent", watch)
+    fit_pgd(x, y, threat, minutes=5.0, epochs=2)
+    fit_trades(x, y, threat, minutes=5.0, epochs=2)
+    assert len(seen) == 4
+    assert max(seen) > 0.19
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", [fit_pgd, fit_trades])
+def test_adversarial_training_helps_on_real_digits(fit) -> None:
+    x, y, x_test, y_test = digits(n_train=256)
+    threat = ThreatModel("l2", 0.7, (0.0, 1.0))
+
+    def robust(model: torch.nn.Module) -> float:
+        found = apgd(model, x_test, y_test, threat, steps=30)
+        return float((model(found).argmax(dim=1) == y_test).float().mean())
+
+    trained = fit(x, y, threat, minutes=5.0, epochs=40)
+    plain = fit_undefended(x, y, threat, minutes=5.0, epochs=40)
+    assert robust(trained) > robust(plain) + 0.1
+    assert float((trained(x_test).argmax(dim=1) == y_test).float().mean()) > 0.9
