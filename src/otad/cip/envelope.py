@@ -9,7 +9,7 @@ a convex function with M-Lipschitz gradient g = S' w, whatever the slopes s_i an
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from otad.cip.simplex_qp import at_optimum, solve_simplex_qp
@@ -85,19 +85,9 @@ class MoreauEnvelope(nn.Module):
         )
         S = self.slopes[indices]
         offsets = self.offsets[indices]
-        Q, c = self._programme(S, offsets, x)
-        optimum = at_optimum(Q, c, weights, active, rounds)
-        gradient = (optimum.weights[:, None] @ S).squeeze(1)
-        center = (x * S.mean(1)).sum(1) - S.mean(1).square().sum(1) / (2 * self.M)
+        value, gradient, weights = at_working_set(S, offsets, x, self.M, weights, active)
         status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        return EnvelopeSolution(optimum.value + center, gradient, indices, optimum.weights, gap, status, rounds)
-
-    def _programme(self, S: Tensor, offsets: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and c of the small dual, with the slopes centred: smaller numbers, the same maximiser."""
-        mean = S.mean(1, keepdim=True)
-        centered = S - mean
-        c = (centered @ (x - mean.squeeze(1) / self.M)[:, :, None]).squeeze(2) + offsets
-        return centered @ centered.transpose(1, 2) / self.M, c
+        return EnvelopeSolution(value, gradient, indices, weights, gap, status, rounds)
 
     @torch.no_grad()
     def _working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -110,7 +100,7 @@ class MoreauEnvelope(nn.Module):
         for round_ in range(1, MAX_ROUNDS + 1):
             part = x[rows]
             S, offsets = self.slopes[indices], self.offsets[indices]
-            optimum = solve_simplex_qp(*self._programme(S, offsets, part))
+            optimum = solve_simplex_qp(*small_programme(S, offsets, part, self.M))
             nearest = part - (optimum.weights[:, None] @ S).squeeze(1) / self.M
             scores = self._scores(nearest, self.offsets)
             inside = scores.gather(1, indices)
@@ -137,6 +127,32 @@ class MoreauEnvelope(nn.Module):
 
     def _scores(self, y: Tensor, offsets: Tensor) -> Tensor:
         return torch.addmm(offsets, y, self.slopes.T)
+
+
+def small_programme(
+    S: Float[Tensor, "batch k d"], offsets: Float[Tensor, "batch k"], x: Float[Tensor, "batch d"], M: float
+) -> tuple[Float[Tensor, "batch k k"], Float[Tensor, "batch k"]]:
+    """Q and c of the small dual, with the slopes centred: smaller numbers, the same maximiser."""
+    mean = S.mean(1, keepdim=True)
+    centered = S - mean
+    c = (centered @ (x - mean.squeeze(1) / M)[:, :, None]).squeeze(2) + offsets
+    return centered @ centered.transpose(1, 2) / M, c
+
+
+def at_working_set(
+    S: Float[Tensor, "batch k d"],
+    offsets: Float[Tensor, "batch k"],
+    x: Float[Tensor, "batch d"],
+    M: float,
+    weights: Float[Tensor, "batch k"],
+    active: Bool[Tensor, "batch k"],
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch d"], Float[Tensor, "batch k"]]:
+    """Value, gradient and weights of an envelope whose weights are known: adds the derivatives."""
+    steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    optimum = at_optimum(*small_programme(S, offsets, x, M), weights, active, steps)
+    gradient = (optimum.weights[:, None] @ S).squeeze(1)
+    center = (x * S.mean(1)).sum(1) - S.mean(1).square().sum(1) / (2 * M)
+    return optimum.value + center, gradient, optimum.weights
 
 
 def _gathered(

@@ -68,20 +68,23 @@ class Shards:
         return (indices >= self.start) & (indices < self.stop)
 
     def total(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Sum over the processes, in place."""
+        """Sum over the processes; may overwrite the tensor."""
         if self.world > 1:
+            tensor = tensor.contiguous()
             dist.all_reduce(tensor, group=self.process_group)
         return tensor
 
     def largest(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Largest over the processes, in place."""
+        """Largest over the processes; may overwrite the tensor."""
         if self.world > 1:
+            tensor = tensor.contiguous()
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.process_group)
         return tensor
 
     def first(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """What process 0 has, in place."""
+        """What process 0 has; may overwrite the tensor."""
         if self.world > 1:
+            tensor = tensor.contiguous()
             dist.broadcast(tensor, group=self.process_group, group_src=0)
         return tensor
 
