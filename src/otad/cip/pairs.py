@@ -28,7 +28,7 @@ EQUAL_POINTS = 1e-26  # squared distance, relative to the squared distances from
 EQUAL_FEATURES = 1e-13
 CHUNK = 2**17  # entries of a (pairs, d) array held at a time: these stay in the cache
 BLOCK_ROWS = 1024
-CENTER_SAMPLE = 1000
+CENTER_SAMPLE = 256
 SPARE = 8  # scores kept beyond those asked for, to settle in float64 which are the largest
 
 
