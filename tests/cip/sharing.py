@@ -44,7 +44,7 @@ class Case:
 def digits(noise: float, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Case:
     """Real digits, with the features of a known smooth map; with noise its smoothness must be searched."""
     rng = np.random.default_rng(0)
-    x = load_digits(return_X_y=True)[0] / 16
+    x = np.asarray(load_digits(return_X_y=True)[0]) / 16
     potential = KnownPotential.random(64, l=-1.0, L=1.0, rng=rng)
     z = potential.gradient(x) + noise * rng.normal(size=x.shape)
     order = torch.from_numpy(rng.permutation(len(x)))
