@@ -88,9 +88,8 @@ def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
         ],
         seed=SEED,
         notes=[
-            "The processes look at all pairs together, each for its own rows; the sweeps over the chosen pairs and the "
-            "small programmes run in both. Halves are the limit; where cores are shared with other work, compare the "
-            "CPU seconds."
+            "The processes look at all pairs together, each for its own rows; the sweeps over the chosen pairs run in "
+            "both. Halves are the limit; where cores are shared with other work, compare the CPU seconds."
         ],
     )
 

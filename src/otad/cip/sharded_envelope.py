@@ -1,10 +1,11 @@
 """The Moreau envelope of `envelope.py`, over affine pieces that several processes share.
 
-Each process scores its own pieces; the best of all go to every process, which solve the same small programmes.
+Each process scores its own pieces for all queries; then each solves the small programmes of its share of the queries,
+with the best pieces of all.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from otad.cip.envelope import (
@@ -69,7 +70,7 @@ class ShardedEnvelope(MoreauEnvelope):
 
     def _solution(self, x: Tensor) -> EnvelopeSolution:
         indices, weights, gap, tolerance, rounds = self._shared_working_set(x.detach())
-        S, offsets = self._pieces(indices)
+        S, offsets = self._pieces(indices, torch.ones(len(x), dtype=torch.bool, device=x.device))
         value, gradient, weights = at_working_set(S, offsets, x, self.M, weights, weights > 0)
         status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_STEPS))
         return EnvelopeSolution(value, gradient, indices, weights, gap, status, rounds)
@@ -78,45 +79,44 @@ class ShardedEnvelope(MoreauEnvelope):
     def _shared_working_set(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Indices, weights (batch, k), gap, tolerance and rounds (batch,).
 
-        What decides how the processes go on comes from process 0: they must never part.
+        All but the small programmes runs in every process alike, on the same numbers: they never part.
         """
-        n = self.shards.n
+        n, rank, world = self.shards.n, self.shards.rank, self.shards.world
         rows = torch.arange(len(x), device=x.device)
+        share = (rows >= len(x) * rank // world) & (rows < len(x) * (rank + 1) // world)
         nothing = rows.new_zeros(len(x), 0)
         _, indices, _ = self._best(x, self.offsets - self.halves / self.M, nothing, min(FIRST, n))
-        S, offsets = self._pieces(indices)
+        S, offsets = self._pieces(indices, share)
         done: list[tuple[Tensor, ...]] = []
         for round_ in range(1, MAX_ROUNDS + 1):
-            part = x[rows]
-            optimum = solve_simplex_qp(*small_programme(S, offsets, part, self.M))
-            weights = self.shards.first(optimum.weights)
-            nearest = part - (weights[:, None] @ S).squeeze(1) / self.M
-            inside = (S @ nearest[:, :, None]).squeeze(2) + offsets
+            own = x[rows[share[rows]]]
+            optimum = solve_simplex_qp(*small_programme(S, offsets, own, self.M))
+            own = own - (optimum.weights[:, None] @ S).squeeze(1) / self.M
+            inside = (S @ own[:, :, None]).squeeze(2) + offsets
+            facts = torch.stack([inside.amax(1), (optimum.weights * inside).sum(1), optimum.scale], 1)
+            solved = self.shards.gather(torch.cat([optimum.weights, own, facts], 1))
+            weights, nearest, facts = solved.split([indices.shape[1], x.shape[1], 3], dim=1)
+            best, attained, scale = facts.T
             count = min(MORE, n - indices.shape[1])
             outside, fresh, size = self._best(nearest, self.offsets, indices, max(count, 1))
             rounding = 64 * torch.finfo(x.dtype).eps * (1 + size)
-            best = inside.amax(1)
-            gap = torch.maximum(outside[:, 0], best) - (weights * inside).sum(1)
+            gap = torch.maximum(outside[:, 0], best) - attained
             last = round_ == MAX_ROUNDS or count == 0
-            stop = torch.full_like(rows, last, dtype=torch.bool) | (outside[:, 0] <= best + rounding)
-            stop = self.shards.first(stop.to(torch.uint8)).bool()
+            stop = torch.ones_like(rows, dtype=torch.bool) if last else outside[:, 0] <= best + rounding
             # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
-            facts = (
-                gap.clamp(min=0) + rounding,
-                2 * rounding + SOLVER_GAP * optimum.scale,
-                torch.full_like(rows, round_),
-            )
+            proof = gap.clamp(min=0) + rounding, 2 * rounding + SOLVER_GAP * scale, torch.full_like(rows, round_)
+            # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
             order = weights.topk(_most_active(weights), dim=1)
             kept = indices.gather(1, order.indices)
-            done.append(tuple(t[stop] for t in (rows, kept, order.values, *facts)))
+            done.append(tuple(t[stop] for t in (rows, kept, order.values, *proof)))
             if stop.all():
                 break
-            rows, fresh = rows[~stop], fresh[~stop]
-            # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
-            order, kept = order.indices[~stop], kept[~stop]
-            new_S, new_offsets = self._pieces(fresh)
-            S = torch.cat([S[~stop].gather(1, order[:, :, None].expand(-1, -1, x.shape[1])), new_S], 1)
-            offsets = torch.cat([offsets[~stop].gather(1, order), new_offsets], 1)
+            going = ~stop[share[rows]]
+            stay = order.indices[share[rows]][going]
+            rows, kept, fresh = rows[~stop], kept[~stop], fresh[~stop]
+            new_S, new_offsets = self._pieces(fresh, share[rows])
+            S = torch.cat([S[going].gather(1, stay[:, :, None].expand(-1, -1, x.shape[1])), new_S], 1)
+            offsets = torch.cat([offsets[going].gather(1, stay), new_offsets], 1)
             indices = torch.cat([kept, fresh], 1)
         width = max(_most_active(part[2]) for part in done)
         parts = [torch.cat([_padded(part[f], width) for part in done]) for f in range(6)]
@@ -139,14 +139,17 @@ class ShardedEnvelope(MoreauEnvelope):
         best = values.topk(k, dim=0)
         return best.values.T, indices.gather(0, best.indices).T, size
 
-    def _pieces(self, indices: Int[Tensor, "rows k"]) -> tuple[Float[Tensor, "rows k d"], Float[Tensor, "rows k"]]:
-        """Slopes and offsets of some pieces, from whoever holds them; each travels once."""
+    def _pieces(
+        self, indices: Int[Tensor, "rows k"], share: Bool[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "share k d"], Float[Tensor, "share k"]]:
+        """Slopes and offsets of the pieces in a share of the rows, from whoever holds them; each travels once."""
         wanted, places = indices.unique(return_inverse=True)
         pieces = self.slopes.new_zeros(len(wanted), self.slopes.shape[1] + 1)
         own = self.shards.owns(wanted)
         at = wanted[own] - self.shards.start
         pieces[own, :-1], pieces[own, -1] = self.slopes[at], self.offsets[at]
         pieces = self.shards.total(pieces)
+        places = places[share]
         return pieces[:, :-1][places], pieces[:, -1][places]
 
 
