@@ -142,6 +142,7 @@ def errors(group: dist.ProcessGroup) -> dict[str, list[str]]:
         "options": lambda: BrenierPotential.fit(x, z, ratio=-1.0 - rank, process_group=group),
         "queries": lambda: phi(case.queries + rank),
         "number of queries": lambda: phi(case.queries[: 5 + rank]),
+        "width of queries": lambda: phi(case.queries[:, : 3 - (rank == 1)]),
     }
     raised = {}
     for name, attempt in attempts.items():

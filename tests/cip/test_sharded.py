@@ -88,6 +88,7 @@ EXPECTED = {
     "options": ("ValueError", "the same options"),
     "queries": ("ValueError", "the same x"),
     "number of queries": ("ValueError", "the same x"),
+    "width of queries": ("ValueError", "x must be|another process"),
 }
 
 

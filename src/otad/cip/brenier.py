@@ -195,10 +195,12 @@ class BrenierPotential(nn.Module):
         return wider
 
     def _extremes(self, x: Tensor, branch: Branch) -> list[EnvelopeSolution]:
+        problem = None
         if branch not in BRANCHES:
-            raise ValueError(f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}")
-        if x.ndim != 2 or x.shape[1] != self.x.shape[1]:
-            raise ValueError(f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}")
+            problem = f"branch must be one of {', '.join(BRANCHES)}; got {branch!r}"
+        elif x.ndim != 2 or x.shape[1] != self.x.shape[1]:
+            problem = f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}"
+        check_on_every_process(problem, x.device, self.shards.process_group)
         envelopes = {"lower": [self.lower], "upper": [self.upper], "mean": [self.lower, self.upper]}[branch]
         return [envelope(x.double() - self.x_mean) for envelope in envelopes]
 

@@ -24,7 +24,7 @@ def check_on_every_process(
         found = torch.tensor(float(problem is not None), device=device)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=process_group)
         if found and problem is None:
-            raise ValueError("the rows of another process are not valid; its own error says why")
+            raise ValueError("what another process passed is not valid; its own error says why")
     if problem is not None:
         raise ValueError(problem)
 
