@@ -263,3 +263,26 @@ def test_fit_reports(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFix
     assert torch.equal(phi.proof.potentials, phi.potentials)
     assert phi.proof.smoothness == phi.lipschitz
     assert BrenierPotential(x, z, phi.potentials, Regularity(-1.0, 1.0)).proof is None
+
+
+def test_chosen_pairs_are_those_of_exact_numbers() -> None:
+    """The nearest and the most violated pairs: single precision does not decide which they are."""
+    rng = np.random.default_rng(15)
+    # Distances that differ by less than single precision resolves.
+    x = torch.from_numpy(np.round(rng.normal(size=(120, 3)), 1) + 1e-8 * rng.normal(size=(120, 3)))
+    z = x + torch.from_numpy(0.3 * rng.normal(size=x.shape))
+    cloud, k, L = Points(x, z, -1.0, MEMORY), 5, 1.5
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    columns = distances.topk(k, dim=1, largest=False).indices
+    nearest = cloud.nearest(k)
+    chosen = {(i, int(j)) for i in range(120) for j in columns[i]}
+    assert set(zip(nearest.i.tolist(), nearest.j.tolist(), strict=True)) == chosen | {(j, i) for i, j in chosen}
+
+    # phi = 0, in the gauge of the search.
+    found = cloud.search(-cloud.tilt, L, k)
+    excess = torch.from_numpy(least_gaps(x.numpy(), z.numpy(), -L, L)).fill_diagonal_(-torch.inf)
+    most = excess.topk(k + 1, dim=1)
+    expected = {(i, int(j)) for i in range(120) for v, j in zip(most.values[i], most.indices[i], strict=True) if v > 0}
+    assert set(zip(found.violated.i.tolist(), found.violated.j.tolist(), strict=True)) == expected
+    assert found.largest == pytest.approx(float(excess.max()), rel=1e-6)
+    assert torch.equal(found.reverse.i, found.violated.j)

@@ -18,12 +18,11 @@ from otad.cip.simplex_qp import along_face, solve_simplex_qp
 from otad.cip.sketch import Sketch
 from otad.cip.solution import Status
 
-__all__ = ["EnvelopeSolution", "MoreauEnvelope"]
+__all__ = ["EnvelopeSolution", "MoreauEnvelope", "Step"]
 
 FIRST, SECOND, MORE = 8, 24, 8  # pieces for a guess of y, in the first working set, and added per round
 MAX_ROUNDS = 40
 SOLVER_GAP = 1e-12  # of the small programmes, relative to their scale
-ROWS = 2048  # queries worked on together
 LIKELY = 24  # pieces looked at first for one that exceeds the threshold
 CACHE = 2**20  # bytes of slopes worked on at a time: what a core holds near itself
 
@@ -63,6 +62,7 @@ class MoreauEnvelope(nn.Module):
 
     slopes: Tensor
     offsets: Tensor
+    rows_at_once = 2048  # queries worked on together
 
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
         super().__init__()
@@ -102,20 +102,20 @@ class MoreauEnvelope(nn.Module):
         """
         x = x.double()
         with torch.no_grad():
-            guesses = [None] * max(1, -(-len(x) // ROWS)) if near is None else near.detach().split(ROWS)
-            parts = zip(x.detach().split(ROWS), guesses, strict=False)
-            found = _joined([self._solution(part, guess) for part, guess in parts])
+            parts = x.detach().split(self.rows_at_once)
+            guesses = [None] * len(parts) if near is None else near.detach().split(self.rows_at_once)
+            found = _joined([self._solution(part, guess) for part, guess in zip(parts, guesses, strict=True)])
         value, gradient = _Differentiable.apply(self, x, self.slopes, self.offsets, found)
         return replace(found, value=value, gradient=gradient)
 
     def _solution(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None) -> EnvelopeSolution:
-        finite, n = x.isfinite().all(1), len(self.slopes)
+        finite = x.isfinite().all(1)
         unusable = (~finite).nonzero().squeeze(1)
         done = [(unusable, self._nothing(len(unusable)))]
         rows, x, near = finite.nonzero().squeeze(1), x[finite], None if near is None else near[finite]
         if len(x) and near is None:
-            near = self._solve(x, self.sketch.likely(x, min(FIRST, n), self.M)).gradient
-        indices = self.sketch.likely(x - near / self.M, min(SECOND, n)) if near is not None else rows[:0, None]
+            near = self._solve(x, self._likely(x, FIRST, self.M)).gradient
+        indices = rows[:, None] if near is None else self._likely(x - near / self.M, SECOND, torch.inf)
         round_ = 0
         while len(x):
             round_ += 1
@@ -125,46 +125,63 @@ class MoreauEnvelope(nn.Module):
             done.append((rows[stop], self._ended(step, top, round_, stop)))
             rows, x = rows[~stop], x[~stop]
             # The value rises from round to round, so pieces without weight can go and none comes round in a circle.
-            kept, fresh = _kept(step, ~stop), fresh[~stop]
-            indices = torch.cat([kept, torch.where(fresh < 0, kept[:, -1:], fresh)], 1)
+            indices = torch.cat([_kept(step, ~stop), fresh[~stop]], 1)
         joined = _joined([part for _, part in done])
         order = torch.cat([places for places, _ in done]).argsort()
         return EnvelopeSolution(*(getattr(joined, field.name)[order] for field in fields(EnvelopeSolution)))
 
-    def _solve(self, x: Float[Tensor, "rows d"], indices: Int[Tensor, "rows k"]) -> "_Step":
-        """The small programme on chosen pieces, and their values at its y."""
-        Q, c, tilt, mean = self._products(x, indices)
-        c = c - tilt + self.offsets[indices]
+    def _solve(self, x: Float[Tensor, "rows d"], indices: Int[Tensor, "rows k"]) -> Step:
+        """The small programme on chosen pieces, -1 for none, and their values at its y."""
+        none = indices < 0
+        slopes, offsets, places = self._held(torch.where(none, indices[:, :1], indices))
+        Q, c, tilt, mean = self._products(x, slopes, places)
+        c = c - tilt + offsets[places]
+        # A copy of the first piece, so far below it that it carries no weight.
+        c = torch.where(none, c - (c.amax(1) - c.amin(1) + Q.diagonal(dim1=1, dim2=2).amax(1) + 1)[:, None], c)
         optimum = solve_simplex_qp(Q, c)
         weights = optimum.weights
-        gradient = nn.functional.embedding_bag(indices, self.slopes, mode="sum", per_sample_weights=weights)
+        gradient = _combined(weights, slopes, places)
         y = x - gradient / self.M
         inside = c - (Q @ weights[:, :, None]).squeeze(2) + torch.linalg.vecdot(mean, y)[:, None]
         length = torch.linalg.vector_norm(y, dim=1) + torch.linalg.vector_norm(x, dim=1)
-        rounding = 64 * torch.finfo(x.dtype).eps * (1 + self.sketch.slope_scale * length + self.sketch.offset_scale)
-        return _Step(indices, weights, gradient, y, inside, rounding, optimum.scale)
+        slope_size, offset_size = self._sizes()
+        rounding = 64 * torch.finfo(x.dtype).eps * (1 + slope_size * length + offset_size)
+        return Step(indices, weights, gradient, y, inside, rounding, optimum.scale)
 
-    def _products(self, x: Tensor, indices: Int[Tensor, "rows k"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        """The largest norm of a slope, and the largest offset beside their median."""
+        return self.sketch.slope_scale, self.sketch.offset_scale
+
+    def _likely(self, x: Float[Tensor, "rows d"], k: int, M: float) -> Int[Tensor, "rows k"]:
+        return self.sketch.likely(x, min(k, len(self.slopes)), M)
+
+    def _held(self, indices: Int[Tensor, "rows k"]) -> tuple[Tensor, Tensor, Int[Tensor, "rows k"]]:
+        """Slopes and offsets that hold these pieces, and their places among them."""
+        return self.slopes, self.offsets, indices
+
+    def _products(
+        self, x: Tensor, slopes: Tensor, places: Int[Tensor, "rows k"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of chosen slopes, each row's centred (c_i = s_i - mean): smaller numbers, the same maximiser.
 
         Returns:
             <c_i, c_j> / M (rows, k, k), <c_i, x> and <c_i, mean> / M (rows, k), and mean (rows, d).
         """
-        (rows, k), d = indices.shape, x.shape[1]
+        (rows, k), d = places.shape, x.shape[1]
         Q, along = x.new_empty(rows, k, k), x.new_empty(rows, k, 2)
         both = torch.stack([x, x], 2)
         at_once = rows if x.is_cuda else CACHE // (k * d * x.element_size())
         # In portions that are read from memory once.
         for start in range(0, rows, max(1, at_once)):
             part = slice(start, start + max(1, at_once))
-            S = self.slopes[indices[part]]
+            S = slopes[places[part]]
             both[part, :, 1] = S.mean(1)
             S.sub_(both[part, None, :, 1])
             torch.bmm(S, S.transpose(1, 2), out=Q[part])
             torch.bmm(S, both[part], out=along[part])
         return Q.div_(self.M), along[:, :, 0], along[:, :, 1] / self.M, both[:, :, 1]
 
-    def _outside(self, step: "_Step") -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
+    def _outside(self, step: Step) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
         """Of the pieces that exceed the threshold at y: the largest value, -inf for none, and the first few, -1 fills.
 
         Where none of the likeliest does, every piece that the sketch cannot rule out is computed.
@@ -177,7 +194,7 @@ class MoreauEnvelope(nn.Module):
         top_rest, fresh_rest = self._violated(step, row[rest], piece[rest])
         return torch.maximum(top, top_rest), torch.maximum(fresh, fresh_rest)
 
-    def _violated(self, step: "_Step", row: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+    def _violated(self, step: Step, row: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
         """`_outside` for the given pairs (row, piece)."""
         value = torch.empty(len(row), dtype=torch.float64, device=row.device)
         for part in torch.arange(len(row), device=row.device).split(max(1, CACHE // (16 * step.y.shape[1]))):
@@ -194,12 +211,13 @@ class MoreauEnvelope(nn.Module):
         top[row[best]] = value[best]
         return top, fresh
 
-    def _ended(self, step: "_Step", top: Tensor, round_: int, stop: Tensor) -> EnvelopeSolution:
+    def _ended(self, step: Step, top: Tensor, round_: int, stop: Tensor) -> EnvelopeSolution:
         attained = (step.weights * step.inside).sum(1)
         # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
         gap = (torch.maximum(top, step.inside.amax(1)) - attained).clamp(min=0) + step.rounding
         exact = gap <= 2 * step.rounding + SOLVER_GAP * step.scale
         indices = _kept(step, stop)
+        indices = torch.where(indices < 0, indices[:, :1], indices)
         return EnvelopeSolution(
             value=(attained + step.gradient.square().sum(1) / (2 * self.M))[stop],
             gradient=step.gradient[stop],
@@ -218,7 +236,7 @@ class MoreauEnvelope(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """Optimum over few pieces, row by row; `inside` are the values of these pieces at y."""
 
     indices: Int[Tensor, "rows k"]
@@ -246,18 +264,19 @@ class _Differentiable(torch.autograd.Function):
     def forward(
         ctx: Any, envelope: MoreauEnvelope, x: Tensor, slopes: Tensor, offsets: Tensor, found: EnvelopeSolution
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, slopes, found.indices, found.weights, found.gradient)
+        ctx.save_for_backward(x, found.indices, found.weights, found.gradient, slopes)
         ctx.envelope = envelope
         return found.value.clone(), found.gradient.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, slopes, indices, weights, gradient = ctx.saved_tensors
+        x, indices, weights, gradient, slopes = ctx.saved_tensors
         M = ctx.envelope.M
-        Q, along, *_ = ctx.envelope._products(h, indices)
+        held, _, places = ctx.envelope._held(indices)
+        Q, along, *_ = ctx.envelope._products(h, held, places)
         moved = along_face(Q, along, weights > 0)
-        lift = nn.functional.embedding_bag(indices, slopes, mode="sum", per_sample_weights=moved)
+        lift = _combined(moved, held, places)
         of_slopes = of_offsets = None
         if ctx.needs_input_grad[2]:
             y = x - gradient / M
@@ -269,6 +288,12 @@ class _Differentiable(torch.autograd.Function):
         return None, v[:, None] * gradient + lift, of_slopes, of_offsets, None
 
 
+def _combined(
+    weights: Float[Tensor, "rows k"], slopes: Float[Tensor, "n d"], places: Int[Tensor, "rows k"]
+) -> Float[Tensor, "rows d"]:
+    return nn.functional.embedding_bag(places, slopes, mode="sum", per_sample_weights=weights)
+
+
 def _by_row(row: Int[Tensor, " m"], value: Float[Tensor, " m"]) -> tuple[Tensor, Tensor, Tensor]:
     """Rows in order, the order itself, with values falling within a row, and each one's place within its row."""
     order = value.argsort(descending=True, stable=True)
@@ -277,7 +302,7 @@ def _by_row(row: Int[Tensor, " m"], value: Float[Tensor, " m"]) -> tuple[Tensor,
     return row, order, torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
 
 
-def _kept(step: _Step, rows: Tensor | None = None) -> Int[Tensor, "rows active"]:
+def _kept(step: Step, rows: Tensor | None = None) -> Int[Tensor, "rows active"]:
     """The pieces with weight, as many columns as the row with most of them needs."""
     weights, indices = (step.weights, step.indices) if rows is None else (step.weights[rows], step.indices[rows])
     width = int((weights > 0).sum(1).amax()) if len(weights) else 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from otad.cip.pairs import ROUNDING, Edges, Points
+from otad.cip.shards import Shards
 from otad.errors import InfeasibleError
 
 __all__ = ["PotentialFit", "fit_potentials", "longest_paths"]
@@ -56,10 +57,11 @@ class PotentialFit:
 
 
 def fit_potentials(
-    x: Float[Tensor, "n d"],
-    z: Float[Tensor, "n d"],
+    x: Float[Tensor, "own d"],
+    z: Float[Tensor, "own d"],
     ratio: float,
     *,
+    shards: Shards | None = None,
     L: float | None = None,
     rtol: float = 1e-3,
     memory: int = 2**31,
@@ -68,13 +70,17 @@ def fit_potentials(
 ) -> PotentialFit:
     """The smallest potentials of F(ratio * L, L) with gradient z_i at x_i, for a given or the smallest L.
 
+    Processes that share the points look at all pairs together; the sweeps, which see only the chosen pairs, run in
+    each of them alike.
+
     Args:
-        x: points.
+        x: points; of this process, where several share them.
         z: their features.
         ratio: l / L; at most 0 where L is to be found.
+        shards: who holds which rows; None: this process has them all.
         L: smoothness; None finds the smallest.
         rtol: the L found is at most this much above one that is proved infeasible.
-        memory: bytes for a block of pair scores; beside it live two (n, d) arrays in single precision and
+        memory: bytes for a block of pair scores; beside it live two arrays of the size of x in single precision and
             about 150 bytes for each pair that the sweeps work on, some 25 pairs a point.
         candidates: nearest points paired with each point at the start, and violated pairs added a row and search, >= 1.
         progress: show a bar for each search.
@@ -85,28 +91,30 @@ def fit_potentials(
 
     Source: METHOD sections 2 and 3.
     """
-    points = Points(x, z, ratio, memory)
+    points = Points(x, z, ratio, memory, shards)
     edges = points.nearest(candidates)
     proposals = _Smallest(points, rtol) if L is None else _Given(points, L)
     searches = 0
     while True:
         smoothness, phi = proposals.next(edges)
         searches += 1
-        with tqdm(total=len(x), desc=f"all pairs, search {searches}", unit="row", disable=not progress) as bar:
+        share, quiet = points.n * len(x), not progress or points.shards.rank > 0
+        title = f"all pairs, search {searches}"
+        with tqdm(total=share, desc=title, unit="pair", unit_scale=True, disable=quiet) as bar:
             found = points.search(phi, smoothness, candidates, bar)
         logger.info(
             "search %d of all pairs: L = %.6g, %d of %d rows violated, largest violation %.3g; %d pairs in the sweeps",
-            *(searches, smoothness, found.rows, len(x), found.largest, len(edges.i)),
+            *(searches, smoothness, found.rows, points.n, found.largest, len(edges.i)),
         )
         if not found.rows:
             break
-        edges = Edges.joined([edges, *points.both_ways(found.violated.i, found.violated.j)])
+        edges = Edges.joined([edges, found.violated, found.reverse])
     return PotentialFit(
         potentials=phi + points.tilt,
         smoothness=smoothness,
         infeasible_below=proposals.lower,
         cycle=proposals.cycle,
-        pairs=len(x) * (len(x) - 1),
+        pairs=points.n * (points.n - 1),
         largest_violation=max(found.largest, 0.0),
         searches=searches,
         rechecked=found.rechecked,
@@ -164,7 +172,7 @@ class _Smallest:
                 break
             phi, cycles = longest_paths(edges, L, self._start(L))
             if phi is None:
-                self._raise_by_cycles(L, cycles)
+                self._raise_by_cycles(L, [edges[cycle] for cycle in cycles])
                 continue
             self.known = (L, phi)
             upper = L
@@ -189,18 +197,17 @@ class _Smallest:
                 self.lower, self.cycle = bound, (int(edges.i[fastest]), int(edges.j[fastest]))
         self.lower = self.lower or SMALLEST
 
-    def _raise_by_cycles(self, L: float, cycles: list[Tensor]) -> None:
+    def _raise_by_cycles(self, L: float, cycles: list[Edges]) -> None:
         roots = []
         for cycle in cycles:
-            edges, _ = self.points.both_ways(cycle, cycle.roll(-1))
-            A, B, C, size = (float(t.sum()) for t in (edges.A, edges.B, edges.C, edges.size))
+            A, B, C, size = (float(t.sum()) for t in (cycle.A, cycle.B, cycle.C, cycle.size))
             if B == 0 and ROUNDING * size < A:
                 raise self._nothing_fits()
             roots.append(_root(A, B, C))
         best = max(range(len(roots)), key=lambda c: roots[c])
         # The root is above L, but for rounding.
         self.lower = max(L, roots[best]) if roots[best] < float("inf") else L
-        self.cycle = tuple(cycles[best].tolist())
+        self.cycle = tuple(cycles[best].i.tolist())
 
     def _nothing_fits(self) -> InfeasibleError:
         return InfeasibleError(
@@ -225,13 +232,13 @@ def longest_paths(
 
     Returns:
         phi: shape (n,), or None where there is none.
-        cycles: points i_0, i_1, .. of each cycle that was found: edges (i_0, i_1), .., (i_last, i_0).
+        cycles: places in `edges` of (i_0, i_1), (i_1, i_2), .., (i_last, i_0), for each cycle that was found.
     """
     n = len(start)
     # What is rounding is taken off the weights, so that cycles of weight 0 come to rest.
     weights = edges.weights(L).sub_(edges.rounding(L))
     phi, parent = start.clone(), torch.arange(n, device=start.device)
-    own = parent.clone()
+    via = torch.zeros_like(parent)  # the edge from each point to its parent
     for _ in range(n + 1):
         values = phi.index_select(0, edges.j).add_(weights)
         best = phi.scatter_reduce(0, edges.i, values, "amax")
@@ -239,15 +246,18 @@ def longest_paths(
         if not better.any():
             return phi, []
         reached = (values == best.index_select(0, edges.i)) & better.index_select(0, edges.i)
-        parent[edges.i[reached]] = edges.j[reached]
+        reached = reached.nonzero().squeeze(1)
+        # Of equal ones the last: all processes must find the same cycles.
+        via.scatter_reduce_(0, edges.i[reached], reached, "amax", include_self=False)
+        parent = torch.where(better, edges.j[via], parent)
         phi = torch.where(better, best, phi)
-        cycles = _cycles(parent, own)
+        cycles = _cycles(parent)
         if cycles:
-            return None, cycles
+            return None, [via[cycle] for cycle in cycles]
     raise ArithmeticError(f"longest paths over {n} points did not settle; are the data scaled beyond float64?")
 
 
-def _cycles(parent: Tensor, own: Tensor) -> list[Tensor]:
+def _cycles(parent: Tensor) -> list[Tensor]:
     """Circles in the last improvements; each has positive weight."""
     ancestor = parent
     for _ in range(len(parent).bit_length()):
@@ -260,5 +270,5 @@ def _cycles(parent: Tensor, own: Tensor) -> list[Tensor]:
         while (following := int(parent[cycle[-1]])) != cycle[0]:
             cycle.append(following)
         left.difference_update(cycle)
-        cycles.append(torch.tensor(cycle, device=own.device))
+        cycles.append(torch.tensor(cycle, device=parent.device))
     return cycles
