@@ -97,6 +97,7 @@ def test_no_attack_succeeds_within_the_radius(seed: int) -> None:
         assert model(found).argmax(dim=1).equal(y[rows])
 
 
+@pytest.mark.slow
 def test_margins_are_certified_on_two_clouds() -> None:
     x, y = two_clouds()
     threat = ThreatModel("l2", 0.5)
