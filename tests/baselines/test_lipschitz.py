@@ -24,7 +24,7 @@ def network(d: int, classes: int, seed: int = 0) -> LipschitzNetwork:
 @pytest.fixture(scope="module")
 def trained() -> LipschitzNetwork:
     x, y, _, _ = digits(n_train=256)
-    return fit_lipschitz(x, y, ThreatModel("l2", 0.5), minutes=5.0, epochs=4)
+    return fit_lipschitz(x, y, ThreatModel("l2", 0.5), minutes=60.0, epochs=4)
 
 
 def test_a_linear_network_is_certified_up_to_its_plane() -> None:
@@ -97,10 +97,11 @@ def test_no_attack_succeeds_within_the_radius(seed: int) -> None:
         assert model(found).argmax(dim=1).equal(y[rows])
 
 
+@pytest.mark.slow
 def test_margins_are_certified_on_two_clouds() -> None:
     x, y = two_clouds()
     threat = ThreatModel("l2", 0.5)
-    certificate = fit_lipschitz(x, y, threat, minutes=5.0, epochs=15).certify(x)
+    certificate = fit_lipschitz(x, y, threat, minutes=60.0, epochs=15).certify(x)
     assert certificate.certified(0.5, y.numpy()) > 0.9
     # No sample keeps its label as far as the nearest sample that has another one.
     label = torch.as_tensor(certificate.label)

@@ -117,7 +117,7 @@ def test_float32_labels_hold_up_to_the_radius_between_near_duplicates() -> None:
     model = NearestNeighbor(torch.cat([x_train, twins]), torch.tensor([0] * 20 + [1] * 20))
     x = 3 * torch.randn(200, 6, generator=generator)
     certificate = model.certify(x)
-    points = model.points
+    points = model.points.double()
     for row in (certificate.radius > 0).nonzero()[0]:
         at, own = x[row].double(), model.labels == int(certificate.label[row])
         d = (points - at).norm(dim=1)

@@ -113,11 +113,11 @@ def fit_trades(
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         noise = torch.randn(inputs.shape, generator=draws, device=inputs.device, dtype=inputs.dtype)
         with frozen(network), torch.no_grad():
-            natural = functional.softmax(network(inputs), dim=1)
+            natural = network(inputs)
         start = threat.project(inputs + START * noise, inputs)
         worst = projected_ascent(network, inputs, start, lambda logits: _divergence(logits, natural), threat)
         clean = network(inputs)
-        gap = _divergence(network(worst), functional.softmax(clean, dim=1))
+        gap = _divergence(network(worst), clean)
         return functional.cross_entropy(clean, labels) + BETA * gap / len(inputs)
 
     return TrainedNetwork(
@@ -178,5 +178,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _divergence(logits: Tensor, natural: Tensor) -> Tensor:
-    """Sum over the batch of KL(natural | softmax(logits))."""
-    return functional.kl_div(functional.log_softmax(logits, dim=1), natural, reduction="sum")
+    """Sum over the batch of KL(softmax(natural) | softmax(logits)).
+
+    From logarithms on both sides: the gradient with respect to a probability that is rounded to 0 is not finite.
+    """
+    other, own = (functional.log_softmax(values, dim=1) for values in (logits, natural))
+    return functional.kl_div(other, own, reduction="sum", log_target=True)

@@ -67,13 +67,13 @@ class NearestNeighbor(nn.Module):
             raise ValueError(f"classes {empty} have no training samples; number the classes 0, 1, .. without gaps")
         order = torch.argsort(y_train, stable=True)
         self.counts = counts.tolist()
-        points = x_train.detach()[order].flatten(1).double()
-        self.points: Tensor  # (n, d), float64, sorted by class, so that each class is one slice
+        points = x_train.detach()[order].flatten(1)
+        self.points: Tensor  # (n, d), sorted by class, so that each class is one slice
         self.labels: Tensor
         self.squares: Tensor
         self.register_buffer("points", points)
         self.register_buffer("labels", y_train[order])
-        self.register_buffer("squares", points.square().sum(dim=1))
+        self.register_buffer("squares", points.double().square().sum(dim=1))
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         flat = x.flatten(1).double()
@@ -81,7 +81,7 @@ class NearestNeighbor(nn.Module):
             nearest = self._nearest_of_each_class(flat.detach())
         # Differences, not the expanded square: exact where x is close to a training sample, and
         # differentiable.
-        squared = (flat[:, None] - self.points[nearest]).square().sum(dim=2)
+        squared = (flat[:, None] - self.points[nearest].double()).square().sum(dim=2)
         return -squared.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(x.dtype)
 
     def certify(self, x: Float[Tensor, "batch ..."]) -> Certificate:
@@ -99,30 +99,33 @@ class NearestNeighbor(nn.Module):
             Labels are class indices. Radii are in units of x; 0 where another class is as near up to
             rounding; infinite with one class only.
         """
+        points = self.points.double()
         labels, radii = [], []
         with torch.no_grad():
             for part in x.split(QUERIES):
                 label = self.forward(part).argmax(dim=1)
                 flat = part.flatten(1).double()
-                squared = _squared_distances(flat, self.points)
+                squared = _squared_distances(flat, points)
                 size = self.squares.amax() + flat.square().sum(dim=1)
                 noise = flat.shape[1] * DOUBLE * size
                 labels.append(label)
-                radii.extend(self._radius(squared[row], int(label[row]), float(noise[row])) for row in range(len(part)))
+                radii.extend(
+                    self._radius(points, squared[row], int(label[row]), float(noise[row])) for row in range(len(part))
+                )
         return Certificate(
             label=torch.cat(labels).cpu().numpy(),
             radius=np.array(radii, dtype=np.float64),
             kind=np.full(len(radii), "nearest"),
         )
 
-    def _radius(self, squared: Tensor, label: int, noise: float) -> float:
+    def _radius(self, points: Tensor, squared: Tensor, label: int, noise: float) -> float:
         own = self.labels == label
         others = (~own).nonzero().squeeze(1)
-        own_points, own_squared = self.points[own], squared[own]
+        own_points, own_squared = points[own], squared[own]
         # The nearest own sample alone bounds each j from below; j in that order lets the search stop early.
         anchor = own_squared.argmin()
         lowest = _plane_distances(
-            own_points[anchor][None], own_squared[anchor][None], self.points[others], squared[others], noise
+            own_points[anchor][None], own_squared[anchor][None], points[others], squared[others], noise
         )[0]
         lowest, order = lowest.sort()
         radius = float("inf")
@@ -130,7 +133,7 @@ class NearestNeighbor(nn.Module):
             if float(lowest[start]) >= radius:
                 break
             block = others[order[start : start + BLOCK]]
-            planes = _plane_distances(own_points, own_squared, self.points[block], squared[block], noise)
+            planes = _plane_distances(own_points, own_squared, points[block], squared[block], noise)
             radius = min(radius, float(planes.amax(dim=0).min()))
         return max(radius, 0.0)
 
@@ -138,7 +141,7 @@ class NearestNeighbor(nn.Module):
         start, columns = 0, []
         for count in self.counts:
             part = slice(start, start + count)
-            columns.append(start + (self.squares[part] - 2 * flat @ self.points[part].T).argmin(dim=1))
+            columns.append(start + (self.squares[part] - 2 * flat @ self.points[part].double().T).argmin(dim=1))
             start += count
         return torch.stack(columns, dim=1)
 
