@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from global_fit import ALPHA, RATIO, RTOL, SEED, _digits, _peak_memory, _transport
+from global_fit import ALPHA, RATIO, RTOL, SEED, load_digits, peak_memory, transport_map
 from harness import Benchmark, Table
 from safetensors.torch import load_file, save_file
 
@@ -64,9 +64,9 @@ TIMED = {
 
 
 def run(quick: bool = False, sizes: tuple[int, ...] | None = None) -> Benchmark:
-    digits = _digits()
+    digits = load_digits()
     sizes = tuple(n for n in sizes or (QUICK if quick else FULL) if n <= len(digits.x_train))
-    transport = _transport(digits, max(sizes))
+    _, transport = transport_map(digits, max(sizes))
     rows, compared = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -119,7 +119,7 @@ def _measure(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    idle = _peak_memory()
+    idle = peak_memory()
     stored = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in "xz"]
     share = np.array_split(np.arange(len(stored[0])), world)[rank]
     x, z = (torch.from_numpy(array[share]) for array in stored)
@@ -130,7 +130,7 @@ def _measure(folder: Path) -> None:
     fitted, fitted_busy = time.perf_counter(), time.process_time()
     features = phi.gradient(queries).checked()
     end, end_busy = time.perf_counter(), time.process_time()
-    peak = _peak_memory()
+    peak = peak_memory()
     held = sum(buffer.nbytes for buffer in phi.buffers())
     memory = (peak / 2**30, (peak - idle) / 2**30, held / 2**30)
     seconds = (fitted - start, fitted_busy - busy, end - fitted, end_busy - fitted_busy)

@@ -160,7 +160,7 @@ def main(folder: Path) -> None:
     assert everyone is not None
     torch.set_num_threads(1)
     # Blocks as small as these data: several visits, several chunks of queries.
-    shards.VISIT, pairs.CHUNK, sharded_envelope.QUERIES = 2**17, 2**14, 32
+    shards.VISIT, pairs.CHUNK, sharded_envelope.ShardedEnvelope.rows_at_once = 2**17, 2**14, 32
     report: dict[str, Any] = {}
     for names, group in ((PAIR, two), (ALL, everyone)):
         if isinstance(group, dist.ProcessGroup):  # the third process is not one of two

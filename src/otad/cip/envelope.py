@@ -51,6 +51,23 @@ class EnvelopeSolution:
     rounds: Int[Tensor, " batch"]
 
 
+@dataclass(frozen=True)
+class Step:
+    """Optimum over few pieces, row by row; `inside` are the values of these pieces at y."""
+
+    indices: Int[Tensor, "rows k"]
+    weights: Float[Tensor, "rows k"]
+    gradient: Float[Tensor, "rows d"]
+    y: Float[Tensor, "rows d"]
+    inside: Float[Tensor, "rows k"]
+    rounding: Float[Tensor, " rows"]
+    scale: Float[Tensor, " rows"]
+
+    @property
+    def threshold(self) -> Float[Tensor, " rows"]:
+        return self.inside.amax(1) + self.rounding
+
+
 class MoreauEnvelope(nn.Module):
     """The function above as a module with buffers.
 
@@ -233,23 +250,6 @@ class MoreauEnvelope(nn.Module):
         zeros = torch.zeros(rows, 1, dtype=torch.long, device=nan.device)
         status = torch.full_like(zeros[:, 0], int(Status.INFEASIBLE))
         return EnvelopeSolution(nan[:, 0], nan, zeros, nan[:, :1], nan[:, 0], status, zeros[:, 0])
-
-
-@dataclass(frozen=True)
-class Step:
-    """Optimum over few pieces, row by row; `inside` are the values of these pieces at y."""
-
-    indices: Int[Tensor, "rows k"]
-    weights: Float[Tensor, "rows k"]
-    gradient: Float[Tensor, "rows d"]
-    y: Float[Tensor, "rows d"]
-    inside: Float[Tensor, "rows k"]
-    rounding: Float[Tensor, " rows"]
-    scale: Float[Tensor, " rows"]
-
-    @property
-    def threshold(self) -> Float[Tensor, " rows"]:
-        return self.inside.amax(1) + self.rounding
 
 
 class _Differentiable(torch.autograd.Function):
