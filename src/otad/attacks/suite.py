@@ -34,6 +34,7 @@ class Outcome:
         queries: forward passes of the model (and of its smoothed surrogates), divided by the number of
             samples n.
         note: what a reader should know, empty mostly.
+        inherited: whether samples that earlier attacks had broken were spared, and count as its own.
     """
 
     x_adv: Float[Tensor, "n ..."]
@@ -42,6 +43,7 @@ class Outcome:
     seconds: float
     queries: float
     note: str = ""
+    inherited: bool = False
 
 
 def run_attacks(
@@ -100,10 +102,12 @@ def run_attacks(
             attack = ATTACKS[name]
             known = (previous or {}).get(name, untouched)
             note = attack.note(n_classes, settings)
-            if attack.costly and only_survivors and outcomes:
+            settings = dict(settings)
+            costly = settings.pop("only_survivors", attack.costly)
+            if costly and only_survivors and outcomes:
                 known = _worse(known, *outcomes.values())
                 note = "; ".join(filter(None, [note, "run only on samples no earlier attack broke"]))
-            spared = proven if attack.costly else None
+            spared = proven if costly else None
             if spared is not None:
                 note = "; ".join(filter(None, [note, "samples certified at the budget spared"]))
             start = _with_kept(untouched, known, threat)
@@ -122,7 +126,8 @@ def run_attacks(
                 label if progress else None,
                 spared,
             )
-            outcomes[name] = replace(outcome, note="; ".join(filter(None, [note, outcome.note])))
+            note = "; ".join(filter(None, [note, outcome.note]))
+            outcomes[name] = replace(outcome, note=note, inherited=bool(costly and only_survivors and outcomes))
     return outcomes
 
 

@@ -10,6 +10,7 @@ from otad import audit
 from otad.attacks.exact_gradient import exact_gradient
 from otad.attacks.gradients import is_flat, loss_and_gradient
 from otad.attacks.lines import lines, shrink
+from otad.attacks.sets import ATTACKS
 from otad.attacks.suite import Outcome, worst_case
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.attacks.transfer import noise, transfer
@@ -18,7 +19,6 @@ from otad.results import AuditCheck
 
 __all__ = ["gather"]
 
-WHITE_BOX = ("exact_gradient", "targeted", "lines")
 AUDIT_SAMPLES = 64
 AUDIT_STEPS = 20
 
@@ -112,7 +112,7 @@ def _attack_order(
     white: dict[str, Tensor] = {}
     weaker: dict[str, list[Tensor]] = {}
     for threat in threats:
-        found = [outcome.survived[rows] for name, outcome in outcomes[threat.key].items() if name in WHITE_BOX]
+        found = [outcome.survived[rows] for outcome in _white_box(outcomes[threat.key])]
         if not found:
             continue
         white[threat.key] = torch.stack(found).all(dim=0)
@@ -124,6 +124,17 @@ def _attack_order(
             )
             weaker[threat.key].append(_survived(model, moved, y))
     return audit.attack_order(white, weaker)
+
+
+def _white_box(found: dict[str, Outcome]) -> list[Outcome]:
+    """White-box attacks; of those spared what others broke only the ones that no other kind of attack preceded."""
+    chosen, alone = [], True
+    for name, outcome in found.items():
+        if ATTACKS[name].kind != "white":
+            alone = False
+        elif alone or not outcome.inherited:
+            chosen.append(outcome)
+    return chosen
 
 
 def _fresh_attacks(

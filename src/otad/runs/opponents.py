@@ -16,7 +16,7 @@ from otad.evaluation import evaluate
 from otad.report import Report
 from otad.results import ExampleResults
 
-__all__ = ["Opponent", "assess", "backbone_opponent", "model_opponent", "nearest_opponent"]
+__all__ = ["Opponent", "assess", "backbone_opponent", "model_opponent", "nearest_opponent", "retrieval_space"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Opponent:
         name: how tables call it.
         module: inputs -> logits.
         certificate: of every test sample, with class indices as labels; None where the model has none.
-        smoothed: whether the attacker's smoothed surrogate belongs to this model.
+        smoothed: whether the attacker's smoothed surrogate and retrieval space belong to this model.
     """
 
     name: str
@@ -56,6 +56,11 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
     module = NearestNeighbor(torch.as_tensor(data.x_train), y)
     label, radius = module.certify(torch.as_tensor(data.x_test))
     return Opponent("1-NN", module, Certificate(label=label, radius=radius, kind=np.full(len(label), "nearest")))
+
+
+def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
+    """Inputs -> coordinates in which the model looks its neighbours up; None where it looks none up."""
+    return clf.module_.stem if clf.interpolation == "neighborhood" else None
 
 
 def assess(
@@ -93,7 +98,7 @@ def assess(
         attacks=attacks,
         seed=seed,
         certificate=certificate,
-        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None),
+        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None, embedding=None),
         name=opponent.name,
         data=data,
         n_train=n_train,

@@ -12,7 +12,7 @@ from otad.errors import DataError
 from otad.estimator import OTADClassifier
 from otad.report import Report
 from otad.runs.model_folder import DataCard
-from otad.runs.opponents import assess, model_opponent
+from otad.runs.opponents import assess, model_opponent, retrieval_space
 from otad.runs.selection import attacked_rows, class_indices
 
 __all__ = ["ExplanationRow", "attack_model", "explanation_rows"]
@@ -123,4 +123,5 @@ def _knowledge(clf: OTADClassifier, card: DataCard) -> AttackerKnowledge:
         y_train=None if inputs is None else clf.transport_.y.cpu().long(),
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
+        embedding=retrieval_space(clf),
     )
