@@ -128,13 +128,13 @@ def decision_based(
         # How exactly the boundary is found again, gamma / d^1.5 of the distance: too coarse with few dimensions.
         gamma=min(1.0, EXACTNESS * x[0].numel() ** 1.5),
     )
+    attack.model = framed.model
     with _own_randomness(x, seed), torch.no_grad():
         points = x_train if x_train is not None else x
         labels = y_train if y_train is not None else y
         starts, found = _starts(model, framed.frame, x, y, points, labels)
         most = max(1, int(NUMBERS_AT_ONCE // (first * steps**0.5 * x[0].numel())))
-        for rows in found.nonzero().squeeze(1).split(most):
-            attack.model = framed.model
+        for rows in found.nonzero().squeeze(1).split(most) if bool(found.any()) else ():
             attack.labels = y[rows]
             moved = attack.run(framed.model, framed.frame.pack(x[rows]), y[rows], starting_points=starts[rows])
             framed.offer(best, rows, moved)

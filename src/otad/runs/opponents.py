@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,6 +77,7 @@ def assess(
     data: str,
     n_train: int | None,
     progress: bool,
+    results_dir: Path | None = None,
 ) -> Report:
     """Clean and certified accuracy on all samples, attacked accuracy on `rows` where there are attacks."""
     # `evaluate` attacks the first samples it gets, so those to attack come first.
@@ -104,6 +106,7 @@ def assess(
         n_train=n_train,
         n_attacked=len(rows),
         progress=progress,
+        results_dir=results_dir,
     )
     found = report.examples
     return report if found is None else replace(report, examples=_in_order(found, order, rows))
