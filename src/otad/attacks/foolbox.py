@@ -1,6 +1,8 @@
 """Minimal-norm and decision-based attacks from the package foolbox, brought to our shapes, boxes and budgets."""
 
 import importlib
+import logging
+import math
 import warnings
 from typing import Any
 
@@ -16,10 +18,13 @@ from otad.errors import MissingExtraError
 
 __all__ = ["decision_based", "load_foolbox", "minimal_norm"]
 
+logger = logging.getLogger(__name__)
+
 # Foolbox holds all random directions of a step at once: (directions, rows, d) numbers.
 NUMBERS_AT_ONCE = 2**26
 EXACTNESS = 3e-3
 QUERIES_AT_ONCE = 500
+CALLS_A_STEP = 300  # far more than a search takes that comes to an end
 
 
 def minimal_norm(
@@ -135,9 +140,15 @@ def decision_based(
         starts, found = _starts(model, framed.frame, x, y, points, labels)
         most = max(1, int(NUMBERS_AT_ONCE // (first * steps**0.5 * x[0].numel())))
         for rows in found.nonzero().squeeze(1).split(most) if bool(found.any()) else ():
-            attack.labels = y[rows]
-            moved = attack.run(framed.model, framed.frame.pack(x[rows]), y[rows], starting_points=starts[rows])
-            framed.offer(best, rows, moved)
+            attack.labels, attack.latest = y[rows], starts[rows]
+            per_step = CALLS_A_STEP + math.ceil(len(rows) * first * steps**0.5 / QUERIES_AT_ONCE)
+            framed.limited.calls_left = per_step * (steps + 1)
+            try:
+                attack.run(framed.model, framed.frame.pack(x[rows]), y[rows], starting_points=starts[rows])
+            except (AssertionError, _TooManyCalls):
+                # The package checks again what it has seen before; a model that then answers otherwise stops it.
+                logger.warning("HopSkipJump ended early: the model gave one input different labels")
+            framed.offer(best, rows, attack.latest)
     return best.x_adv
 
 
@@ -167,6 +178,12 @@ def _hop_skip_jump(package: Any) -> Any:
     class HopSkipJump(package.attacks.HopSkipJumpAttack):
         model: Any
         labels: Tensor
+        latest: Tensor
+
+        def _binary_search(self, is_adversarial: Any, originals: Any, perturbed: Any) -> Any:
+            found = super()._binary_search(is_adversarial, originals, perturbed)
+            self.latest = found.raw
+            return found
 
         def approximate_gradients(self, is_adversarial: Any, x_advs: Any, steps: int, delta: Any) -> Any:
             x = x_advs.raw
@@ -195,14 +212,33 @@ class _Foolbox:
         self.true, self.threat = model, threat
         with torch.no_grad():
             n_classes = model(x[:1]).shape[1]
-        framed = Framed(model, self.frame, n_classes, x.dtype).eval()
-        self.model = package.PyTorchModel(framed, bounds=(0.0, 1.0), device=x.device)
+        framed = Framed(model, self.frame, n_classes, x.dtype)
+        self.limited = _Limited(framed).eval()
+        self.model = package.PyTorchModel(self.limited, bounds=(0.0, 1.0), device=x.device)
 
     def offer(self, best: Best, rows: Tensor, moved: Tensor) -> None:
         """Show the model what foolbox found, brought back into the budget."""
         candidates = self.threat.project(self.frame.unpack(moved).to(best.x), best.x[rows])
         with torch.no_grad():
             best.offer(rows, candidates, self.true(candidates))
+
+
+class _TooManyCalls(Exception):
+    """Raised inside the package to end a search that would not."""
+
+
+class _Limited(nn.Module):
+    """The model, for so many calls; without end until told otherwise."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls_left = model, math.inf
+
+    def forward(self, u: Tensor) -> Tensor:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise _TooManyCalls
+        return self.model(u)
 
 
 class _own_randomness:
