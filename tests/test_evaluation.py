@@ -136,11 +136,13 @@ def test_honest_networks_pass(interpolation: str | None) -> None:
     centers = 1.5 * torch.randn(3, 6, generator=generator)
     y = torch.arange(240) % 3
     x = centers[y] + 0.5 * torch.randn(240, 6, generator=generator)
-    settings = {"n_neighbors": 5} if interpolation == "neighborhood" else {}
+    # As published: the smallest L of each neighbourhood would be searched at every query.
+    published = {"n_neighbors": 5, "strong_convexity": 0.0, "smoothness": 2.0}
+    settings = published if interpolation == "neighborhood" else {}
     clf = OTADClassifier(interpolation=interpolation or "global", epochs=20, random_state=0, **settings)
     clf.fit(x[:180].numpy(), y[:180].numpy())
-    x, y, train, labels = x[180:], y[180:], x[:180], y[:180]
-    threats = [ThreatModel("l2", eps) for eps in (0.2, 0.5)]
+    x, y, train, labels = x[180:210], y[180:210], x[:180], y[:180]
+    threats = [ThreatModel("l2", 0.4)]
     knowledge = AttackerKnowledge(train, labels, clf.backbone_)
     if interpolation is None:
         report = evaluate(clf.backbone_, x, y, threats, "quick", knowledge=AttackerKnowledge(train, labels))

@@ -41,10 +41,9 @@ def test_pyautoattack_takes_the_module(clf: otad.OTADClassifier) -> None:
     x, y = x[160:180], y[160:180]
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
-        attacker = AutoAttack(clf.module_, norm="L2", eps=3 * EPS, version="standard", verbose=False, device="cpu")
-        attacker.attacks_to_run = ["apgd-ce", "fab-t"]
-        x_adv = attacker.run_standard_evaluation(x, y, bs=20)
-    x_adv = x_adv[0] if isinstance(x_adv, tuple) else x_adv
+        attacker = AutoAttack(clf.module_, norm="L2", eps=3 * EPS, version="custom", attacks=["apgd-ce", "fab-t"])
+        found = attacker.run_standard_evaluation(x, y, batch_size=20)
+    x_adv = found[0] if isinstance(found, tuple) else found
     assert float((x_adv - x).flatten(1).norm(dim=1).max()) <= 3 * EPS * (1 + 1e-4)
     assert int((clf.module_(x_adv).argmax(1) != y).sum()) > 0
 

@@ -42,8 +42,9 @@ def test_decision_based_starts_from_training_samples() -> None:
     model, x, y = two_prototypes(n=5)
     x, y = x[:1], y[:1]  # alone in the batch
     threat = ThreatModel("l2", 1.05 * float(model.distance(x, "l2")))
-    train = {"x_train": model.prototypes, "y_train": torch.tensor([0, 1])}
-    assert int(model(decision_based(model, x, y, threat, **train)).argmax(dim=1)) != int(y)
+    labels = torch.tensor([0, 1])
+    x_adv = decision_based(model, x, y, threat, x_train=model.prototypes, y_train=labels)
+    assert int(model(x_adv).argmax(dim=1)) != int(y)
 
 
 def test_a_row_without_any_start_is_left_as_it_is() -> None:

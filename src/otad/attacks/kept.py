@@ -86,8 +86,8 @@ class KeptResults:
             return None
         try:
             facts, tensors = json.loads(words.read_text(encoding="utf-8")), load_file(numbers)
-            found = {name: tensors[name].to(x.device) for name in ("x_adv", "survived", "margin")}
-            return Outcome(**found, seconds=facts["seconds"], queries=facts["queries"], note=facts["note"])
+            x_adv, survived, margin = (tensors[name].to(x.device) for name in ("x_adv", "survived", "margin"))
+            return Outcome(x_adv, survived, margin, facts["seconds"], facts["queries"], facts["note"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("the kept result %s is damaged (%s); the attack is run again", words, error)
             return None

@@ -32,6 +32,10 @@ class SoftNeighbors(nn.Module):
         temperature: in units of s; positive.
     """
 
+    points: Tensor
+    center: Tensor
+    squares: Tensor
+
     def __init__(
         self,
         x_train: Float[Tensor, "n ..."],
@@ -52,8 +56,6 @@ class SoftNeighbors(nn.Module):
             points = self.embed(x_train[order])
             center = points.mean(dim=0)
             points = points - center  # smaller numbers, smaller rounding in the products
-        self.points: Tensor
-        self.center: Tensor
         self.register_buffer("points", points)
         self.register_buffer("center", center)
         self.register_buffer("squares", points.square().sum(dim=1))
