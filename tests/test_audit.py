@@ -149,6 +149,7 @@ def test_black_box_adds() -> None:
     assert check.passed is False
     assert check.value == pytest.approx(0.03)
     assert "HopSkipJump" in check.meaning
+    assert audit.black_box_adds({"Square": one[:30]}, queries=10).passed  # one of 30 is chance
     assert audit.black_box_adds({}, queries=10).passed is None
 
 

@@ -9,7 +9,7 @@ import otad.certificate as certificates
 from otad.attacks import AttackerKnowledge, ThreatModel
 from otad.baselines import NearestNeighbor
 from otad.estimator import OTADClassifier
-from otad.evaluation import evaluate
+from otad.evaluation import evaluate, evidence
 from tests.attacks.known import Linear, linear
 
 FAST = {"exact_gradient": {"losses": ("margin",), "n_targets": 2, "steps": 15}}
@@ -130,8 +130,11 @@ def test_a_failed_audit_is_printed_as_such() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["global", "neighborhood", None])
-def test_honest_networks_pass(interpolation: str | None) -> None:
-    """OTAD in both forms, and the undefended network (None)."""
+def test_honest_networks_pass(interpolation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTAD in both forms, and the undefended network (None); a short audit, for time."""
+    short = {"AUDIT_STEPS": 10, "STEPS": (5, 10), "RESTARTS": (1, 2), "BLACK_BOX_QUERIES": 100}
+    for name, value in short.items():
+        monkeypatch.setattr(evidence, name, value)
     generator = torch.Generator().manual_seed(0)
     centers = 1.5 * torch.randn(3, 6, generator=generator)
     y = torch.arange(240) % 3
@@ -145,12 +148,12 @@ def test_honest_networks_pass(interpolation: str | None) -> None:
     threats = [ThreatModel("l2", 0.4)]
     knowledge = AttackerKnowledge(train, labels, clf.backbone_)
     if interpolation is None:
-        report = evaluate(clf.backbone_, x, y, threats, "quick", knowledge=AttackerKnowledge(train, labels))
+        report = evaluate(clf.backbone_, x, y, threats, FAST, knowledge=AttackerKnowledge(train, labels))
     else:
         embedding = clf.module_.stem if interpolation == "neighborhood" else None
         knowledge = AttackerKnowledge(train, labels, clf.backbone_, clf.module_.smoothed, embedding)
         found = clf.certify(x.numpy())
-        report = evaluate(clf.module_, x, y, threats, "quick", knowledge=knowledge, certificate=found)
+        report = evaluate(clf.module_, x, y, threats, FAST, knowledge=knowledge, certificate=found)
         assert isinstance(report.audit["active_set"].value, float)
         assert report.audit["active_set"].value >= 1
         assert ("neighbor_changes" in report.audit) == (interpolation == "neighborhood")

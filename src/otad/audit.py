@@ -181,12 +181,14 @@ def black_box_adds(added: Mapping[str, Bool[Tensor, " n"]], *, queries: int) -> 
     """
     shares = {name: float(broken.double().mean()) for name, broken in added.items() if len(broken)}
     worst = max(shares.values(), default=0.0)
+    # One sample of a small audit is more than two points, and no more than chance.
+    allowed = max([TOLERATED, *(1.5 / len(broken) for broken in added.values() if len(broken))])
     return AuditCheck(
-        passed=worst < TOLERATED if shares else None,
+        passed=worst < allowed if shares else None,
         value=worst,
         meaning=(
             f"Largest share of samples that {' or '.join(shares) or 'a black-box attack'} ({queries} queries) broke "
-            f"and the white-box attacks did not; {TOLERATED:g} or more means masked gradients."
+            f"and the white-box attacks did not; {allowed:.2g} or more means masked gradients."
         ),
     )
 
