@@ -125,3 +125,37 @@ def test_attack_order() -> None:
     assert audit.attack_order({"1": strong}, {"1": [weak]}).passed
     assert audit.attack_order({"1": weak}, {"1": [strong]}).passed is False
     assert audit.attack_order({}, {}).passed is None
+
+
+def test_never_rises_forgives_two_of_few_samples() -> None:
+    assert audit.never_rises({5: 0.5, 20: 0.5 + 2 / 64}, along="number of steps", n=64).passed
+    assert audit.never_rises({5: 0.5, 20: 0.5 + 3 / 64}, along="number of steps", n=64).passed is False
+    assert "number of steps" in audit.never_rises({1: 0.5}, along="number of steps").meaning
+
+
+def test_transfer_over_noise() -> None:
+    alive, broken = torch.ones(50, dtype=torch.bool), torch.zeros(50, dtype=torch.bool)
+    assert audit.transfer_over_noise({"1": broken}, {"1": alive}).passed
+    check = audit.transfer_over_noise({"1": alive}, {"1": broken})
+    assert check.passed is False
+    assert check.value == 1
+    assert audit.transfer_over_noise({}, {"1": alive}).passed is None
+
+
+def test_black_box_adds() -> None:
+    one, three = (torch.arange(100) < k for k in (1, 3))
+    assert audit.black_box_adds({"Square": one}, queries=10).passed
+    check = audit.black_box_adds({"Square": one, "HopSkipJump": three}, queries=10)
+    assert check.passed is False
+    assert check.value == pytest.approx(0.03)
+    assert "HopSkipJump" in check.meaning
+    assert audit.black_box_adds({"Square": one[:30]}, queries=10).passed  # one of 30 is chance
+    assert audit.black_box_adds({}, queries=10).passed is None
+
+
+def test_what_only_informs() -> None:
+    check = audit.active_set(torch.tensor([1.0, 3.0]), torch.tensor([4.0]))
+    assert check.passed is None
+    assert check.value == 2
+    assert "50 %" in check.meaning
+    assert audit.neighbor_changes(torch.tensor([True, False, False, False])).value == 0.25

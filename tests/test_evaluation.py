@@ -8,7 +8,8 @@ from torch import Tensor, nn
 import otad.certificate as certificates
 from otad.attacks import AttackerKnowledge, ThreatModel
 from otad.baselines import NearestNeighbor
-from otad.evaluation import evaluate
+from otad.estimator import OTADClassifier
+from otad.evaluation import evaluate, evidence
 from tests.attacks.known import Linear, linear
 
 FAST = {"exact_gradient": {"losses": ("margin",), "n_targets": 2, "steps": 15}}
@@ -44,7 +45,8 @@ def test_a_linear_model_gets_its_exact_numbers() -> None:
     assert not report.contradictions()
     assert set(report.audit) == {
         "certified_attacked_clean", "attack_order", "never_rises", "zero_at_large_eps", "finite_differences",
-        "zero_gradients", "deterministic", "batch_invariant",
+        "zero_gradients", "deterministic", "batch_invariant", "never_rises_with_steps", "never_rises_with_restarts",
+        "transfer_over_noise", "black_box_adds",
     }  # fmt: skip
     assert report.attack_cost["exact_gradient"]["queries"] > 0
     assert json.loads(report.to_json())["robust_accuracy"]
@@ -112,6 +114,64 @@ def test_planted_fakes_are_caught(fake, caught_by: set[str]) -> None:
     assert caught_by <= failed
 
 
+def test_a_failed_audit_is_printed_as_such() -> None:
+    inner, x, y = linear(classes=3, d=8, n=20)
+    report = evaluate(Detached(inner), x, y, [ThreatModel("l2", 0.2)], FAST)
+    assert report.audit_passed is False
+    assert json.loads(report.to_json())["audit_passed"] is False
+    table = report.table()
+    assert "AUDIT FAILED" in table.splitlines()[2]
+    assert "no claim" in table
+    assert "Audit failed" in report.to_html()
+    honest = evaluate(inner, x, y, [ThreatModel("l2", 0.2)], FAST)
+    assert honest.audit_passed
+    assert "FAILED" not in honest.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["global", "neighborhood", None])
+def test_honest_networks_pass(interpolation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTAD in both forms, and the undefended network (None); a short audit, for time."""
+    short = {"AUDIT_STEPS": 10, "STEPS": (5, 10), "RESTARTS": (1, 2), "BLACK_BOX_QUERIES": 100}
+    for name, value in short.items():
+        monkeypatch.setattr(evidence, name, value)
+    generator = torch.Generator().manual_seed(0)
+    centers = 1.5 * torch.randn(3, 6, generator=generator)
+    y = torch.arange(240) % 3
+    x = centers[y] + 0.5 * torch.randn(240, 6, generator=generator)
+    # As published: the smallest L of each neighbourhood would be searched at every query.
+    published = {"n_neighbors": 5, "strong_convexity": 0.0, "smoothness": 2.0}
+    settings = published if interpolation == "neighborhood" else {}
+    clf = OTADClassifier(interpolation=interpolation or "global", epochs=20, random_state=0, **settings)
+    clf.fit(x[:180].numpy(), y[:180].numpy())
+    x, y, train, labels = x[180:210], y[180:210], x[:180], y[:180]
+    threats = [ThreatModel("l2", 0.4)]
+    knowledge = AttackerKnowledge(train, labels, clf.backbone_)
+    if interpolation is None:
+        report = evaluate(clf.backbone_, x, y, threats, FAST, knowledge=AttackerKnowledge(train, labels))
+    else:
+        embedding = clf.module_.stem if interpolation == "neighborhood" else None
+        knowledge = AttackerKnowledge(train, labels, clf.backbone_, clf.module_.smoothed, embedding)
+        found = clf.certify(x.numpy())
+        report = evaluate(clf.module_, x, y, threats, FAST, knowledge=knowledge, certificate=found)
+        assert isinstance(report.audit["active_set"].value, float)
+        assert report.audit["active_set"].value >= 1
+        assert ("neighbor_changes" in report.audit) == (interpolation == "neighborhood")
+    assert report.audit_passed, [name for name, check in report.audit.items() if check.passed is False]
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path) -> None:
+    model, x, y = linear(classes=3, d=8, n=20)
+    threats = [ThreatModel("l2", eps) for eps in (0.1, 0.3)]
+    part = evaluate(model, x, y, threats[:1], FAST, results_dir=tmp_path)
+    whole = evaluate(model, x, y, threats, FAST, results_dir=tmp_path)
+    again = evaluate(model, x, y, threats, FAST, results_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert again.attack_cost == whole.attack_cost  # seconds and all: read, not measured anew
+    assert again.robust_accuracy == whole.robust_accuracy
+    assert whole.robust_accuracy["0.1"] == part.robust_accuracy["0.1"]
+
+
 def test_honest_models_pass_with_full_knowledge() -> None:
     torch.manual_seed(0)
     x_train = torch.rand(200, 1, 4, 4)
@@ -119,7 +179,8 @@ def test_honest_models_pass_with_full_knowledge() -> None:
     model = NearestNeighbor(x_train, y_train)
     x = torch.rand(60, 1, 4, 4)
     certificate = model.certify(x)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    halves = torch.cat([torch.ones(8), -torch.ones(8)])
+    backbone = nn.Sequential(nn.Flatten(), Linear(torch.stack([-halves, halves]), torch.zeros(2)))
     threats = [ThreatModel("l2", eps, (0.0, 1.0)) for eps in (0.3, 0.05)] + [ThreatModel("linf", 0.1, (0.0, 1.0))]
     report = evaluate(
         model,

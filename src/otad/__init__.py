@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
     from otad.certificate import Certificate
-    from otad.estimator import Explanation, OTADClassifier
+    from otad.estimator import Explanation, OTADClassifier, load_model
     from otad.evaluation import evaluate
     from otad.report import Report
 
@@ -21,6 +21,7 @@ __all__ = [
     "ThreatModel",
     "__version__",
     "evaluate",
+    "load_model",
 ]
 
 # Loaded at first use, so that `otad --help` does not wait for PyTorch.
@@ -32,6 +33,7 @@ _HOMES = {
     "Report": "otad.report",
     "ThreatModel": "otad.attacks.threat_model",
     "evaluate": "otad.evaluation",
+    "load_model": "otad.estimator",
 }
 
 

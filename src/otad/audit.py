@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from otad.results import AuditCheck
 
 __all__ = [
+    "active_set",
     "attack_order",
     "batch_invariant",
+    "black_box_adds",
     "certified_attacked_clean",
     "deterministic",
     "finite_differences",
+    "neighbor_changes",
     "never_rises",
+    "transfer_over_noise",
     "zero_at_large_eps",
     "zero_gradients",
 ]
@@ -29,6 +33,7 @@ ROUNDING = 1e-3  # share of a radius that float32 rounding in model and attack m
 AGREEMENT = 1e-3  # relative error of a directional derivative that counts as agreement
 ENOUGH = 0.9  # share of samples whose derivatives must agree; the rest may sit on kinks
 TOLERATED = 0.02  # share of samples by which a weaker attack may do better
+BY_CHANCE = 2  # samples of a small audit that may differ from run to run
 
 
 def certified_attacked_clean(
@@ -85,23 +90,26 @@ def zero_at_large_eps(accuracy: float, eps: float, norm: str = "l2") -> AuditChe
     )
 
 
-def never_rises(accuracy: Mapping[float, float]) -> AuditCheck:
-    """Accuracy under one attack, run afresh for every budget, must not rise with the budget.
+def never_rises(accuracy: Mapping[float, float], *, along: str = "budget", n: int | None = None) -> AuditCheck:
+    """Accuracy under one attack, run afresh for every budget, must not rise with the budget (or steps, or restarts).
 
     Args:
-        accuracy: budget -> share still correct.
+        accuracy: budget, steps or restarts -> share still correct.
+        along: what the keys are, for the reader.
+        n: samples behind the shares: of few, two may differ by chance.
 
     Returns:
-        value: the largest rise from one budget to the next larger.
+        value: the largest rise from one key to the next larger.
     """
-    shares = [accuracy[eps] for eps in sorted(accuracy)]
+    shares = [accuracy[key] for key in sorted(accuracy)]
     rise = max((b - a for a, b in pairwise(shares)), default=0.0)
+    allowed = TOLERATED if n is None else max(TOLERATED, BY_CHANCE / n)
     return AuditCheck(
-        passed=rise <= TOLERATED,
+        passed=rise <= allowed + 1e-9,
         value=max(0.0, float(rise)),
         meaning=(
-            "Largest rise of accuracy from one budget to the next larger, each attacked afresh; "
-            f"above {TOLERATED:g} means that gradients mislead the attack."
+            f"Largest rise of accuracy from one {along} to the next larger, each attacked afresh; "
+            f"above {allowed:.2g} means that gradients mislead the attack."
         ),
     )
 
@@ -132,6 +140,93 @@ def attack_order(
         meaning=(
             "Share of samples that transfer or noise broke and the white-box attacks did not; "
             f"above {TOLERATED:g} means masked gradients."
+        ),
+    )
+
+
+def transfer_over_noise(
+    transfer: Mapping[str, Bool[Tensor, " n"]], noise: Mapping[str, Bool[Tensor, " n"]]
+) -> AuditCheck:
+    """An undefended network's adversarial examples must do at least as much harm as noise of the same size.
+
+    Args:
+        transfer: budget -> whether the sample survived examples of the source network.
+        noise: budget -> whether it survived noise.
+
+    Returns:
+        value: largest difference of accuracy, over budgets, by which noise does better than transfer.
+    """
+    gaps = [float(alive.double().mean() - noise[key].double().mean()) for key, alive in transfer.items() if len(alive)]
+    worst = max(gaps, default=0.0)
+    allowed = max(TOLERATED, BY_CHANCE / max([1, *(len(alive) for alive in transfer.values())]))
+    return AuditCheck(
+        passed=worst <= allowed + 1e-9 if gaps else None,
+        value=max(0.0, worst),
+        meaning=(
+            f"By how much noise lowers accuracy further than transferred examples; above {allowed:.2g} means that the "
+            "source of the transfer tells nothing about this model."
+        ),
+    )
+
+
+def black_box_adds(added: Mapping[str, Bool[Tensor, " n"]], *, queries: int) -> AuditCheck:
+    """Attacks without gradients must find next to nothing that the white-box attacks missed.
+
+    Args:
+        added: black-box attack -> whether it broke a sample that the white-box attacks had not, of all audited.
+        queries: of each attack and sample.
+
+    Returns:
+        value: the largest share that one of them added.
+    """
+    shares = {name: float(broken.double().mean()) for name, broken in added.items() if len(broken)}
+    worst = max(shares.values(), default=0.0)
+    # One sample of a small audit is more than two points, and no more than chance.
+    allowed = max([TOLERATED, *(1.5 / len(broken) for broken in added.values() if len(broken))])
+    return AuditCheck(
+        passed=worst < allowed if shares else None,
+        value=worst,
+        meaning=(
+            f"Largest share of samples that {' or '.join(shares) or 'a black-box attack'} ({queries} queries) broke "
+            f"and the white-box attacks did not; {allowed:.2g} or more means masked gradients."
+        ),
+    )
+
+
+def active_set(clean: Float[Tensor, " n"], attacked: Float[Tensor, " n"]) -> AuditCheck:
+    """How many training points carry weight: with one alone the map is flat or linear there. Informs only.
+
+    Args:
+        clean: number of active points at the samples.
+        attacked: the same at their adversarial examples.
+
+    Returns:
+        value: the mean at the samples.
+    """
+    one = float((clean <= 1).double().mean()) if len(clean) else 0.0
+    after = float(attacked.double().mean()) if len(attacked) else 0.0
+    return AuditCheck(
+        passed=None,
+        value=float(clean.double().mean()) if len(clean) else 0.0,
+        meaning=(
+            f"Mean number of training points behind a feature; {after:.3g} at the adversarial examples; "
+            f"{100 * one:.0f} % of the samples have one alone, where the map bends nowhere."
+        ),
+    )
+
+
+def neighbor_changes(changed: Bool[Tensor, " n"]) -> AuditCheck:
+    """How often the attack changed which training points are looked up. Informs only.
+
+    Args:
+        changed: whether sample and adversarial example have different neighbours.
+    """
+    return AuditCheck(
+        passed=None,
+        value=float(changed.double().mean()) if len(changed) else 0.0,
+        meaning=(
+            "Share of samples whose set of neighbours changed under attack; where it did, a bound that holds while the "
+            "neighbours stay says nothing."
         ),
     )
 

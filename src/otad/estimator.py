@@ -23,7 +23,7 @@ from otad.storage import describing_damage, labels_from_json, labels_to_json, re
 from otad.train.backbone import fit_backbone
 from otad.transport import TransportMap, health, read_transport_map
 
-__all__ = ["Explanation", "OTADClassifier"]
+__all__ = ["Explanation", "OTADClassifier", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -409,6 +409,21 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate!r}")
         self._bounds()
+
+
+def load_model(folder: str | Path) -> OTAD:
+    """The defended module of a saved classifier: inputs as given to fit -> logits, frozen, in evaluation mode.
+
+    For tools that want a `torch.nn.Module` and nothing else, as RobustBench's function of this name gives one.
+
+    Args:
+        folder: what `OTADClassifier.save` wrote, or a run folder, which has it in model/.
+
+    Raises:
+        ModelFolderError: the folder is missing, damaged, or of something else.
+    """
+    folder = Path(folder)
+    return OTADClassifier.load(folder / "model" if (folder / "model").is_dir() else folder).module_
 
 
 def _number(random_state: Any) -> int | None:

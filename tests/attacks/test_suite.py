@@ -94,7 +94,36 @@ def test_sets_name_known_attacks(name: str) -> None:
     assert set(SETS[name]) <= set(ATTACKS)
     chosen, left_out = choose(name, AttackerKnowledge())
     assert "exact_gradient" in chosen
-    assert left_out == {"lines": "needs x_train", "transfer": "needs backbone"}
+    assert left_out.items() >= {"lines": "needs x_train", "transfer": "needs backbone"}.items()
+    assert set(left_out) == {name for name in SETS[name] if ATTACKS[name].needs}
+
+
+def test_a_set_goes_on_without_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otad.attacks.sets.find_spec", lambda name: None)
+    chosen, left_out = choose("standard", AttackerKnowledge())
+    assert "minimal_norm" not in chosen
+    assert "otad[attacks]" in left_out["minimal_norm"]
+
+
+def test_sets_say_where_square_is_shortened() -> None:
+    def note(name: str) -> str:
+        return ATTACKS["autoattack"].note(10, SETS[name]["autoattack"])
+
+    assert "Square with 1,000 queries, not the published 5,000" in note("standard")
+    assert not note("strong")
+
+
+def test_settings_decide_who_is_spared() -> None:
+    model, x, y = two_prototypes(n=20)
+    threat = ThreatModel("l2", 1.1 * float(model.distance(x, "l2").max()))
+    short = {"losses": ("margin",), "steps": 10}
+    attacks = {"short_gradient": short, "exact_gradient": short | {"only_survivors": True}}
+    outcomes = run_attacks(model, x, y, threat, attacks)
+    assert outcomes["short_gradient"].queries > 0
+    assert not outcomes["short_gradient"].inherited
+    assert outcomes["exact_gradient"].queries == 0
+    assert outcomes["exact_gradient"].inherited
+    assert torch.equal(outcomes["exact_gradient"].x_adv, outcomes["short_gradient"].x_adv)
 
 
 def test_quick_runs_on_any_model() -> None:

@@ -89,11 +89,15 @@ def climb(
     steps: int = 100,
     restarts: int = 1,
     surrogate: nn.Module | None = None,
+    everywhere: bool = False,
     start: Float[Tensor, "batch ..."] | None = None,
     stop_when_broken: bool = True,
     seed: int = 0,
 ) -> None:
-    """`apgd` for the rows of `best` that are not broken yet; what it finds goes into `best`."""
+    """`apgd` for the rows of `best` that are not broken yet; what it finds goes into `best`.
+
+    With `everywhere` all rows climb the sum of both losses from the start, not only those on a plateau.
+    """
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     generator = torch.Generator(device=best.x.device).manual_seed(seed)
@@ -109,6 +113,7 @@ def climb(
             else:
                 point = x.clone() if start is None else threat.project(start[rows], x)
             state = _begin(rows, x, best.y[rows], None if target is None else target[rows], point, threat)
+            state.flat = state.flat | (everywhere and surrogate is not None)
             _run(best, state, model, surrogate, threat, loss, steps, stop_when_broken, generator)
 
 

@@ -11,7 +11,7 @@ from otad.attacks.best import Best
 from otad.attacks.gradients import Loss, is_flat, loss_and_gradient
 from otad.attacks.threat_model import ThreatModel
 
-__all__ = ["apgd", "exact_gradient"]
+__all__ = ["apgd", "best_wrong_classes", "exact_gradient"]
 
 
 def exact_gradient(
@@ -75,7 +75,7 @@ def exact_gradient(
         )
     rows = best.rows_left()
     if n_targets > 0 and len(rows) > 0:
-        chosen = _best_wrong_classes(model, x[rows], y[rows], n_targets)
+        chosen = best_wrong_classes(model, x[rows], y[rows], n_targets)
         targets = torch.zeros(len(x), chosen.shape[1], dtype=torch.long, device=x.device)
         targets[rows] = chosen
         climb(
@@ -126,7 +126,7 @@ def _continuation(
     return first
 
 
-def _best_wrong_classes(model: nn.Module, x: Tensor, y: Tensor, n_targets: int) -> Int[Tensor, "batch targets"]:
+def best_wrong_classes(model: nn.Module, x: Tensor, y: Tensor, n_targets: int) -> Int[Tensor, "batch targets"]:
     """The wrong classes of highest logit at x, best first, (batch, at most n_targets)."""
     with torch.no_grad():
         logits = model(x)

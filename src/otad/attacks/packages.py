@@ -2,8 +2,6 @@
 
 import importlib
 import logging
-import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from otad.attacks.best import Best
+from otad.attacks.frame import Frame, Framed
 from otad.attacks.threat_model import ThreatModel
 from otad.errors import MissingExtraError
 
@@ -25,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 NEED_FOUR_CLASSES = {"apgd-t"}  # the targeted DLR loss sorts four logits
 NEED_THREE_CLASSES = {"apgd-dlr"}
 TARGETS = 9  # as published
+SQUARE_QUERIES = 5000  # as published
 
 
 def autoattack(
@@ -35,7 +35,7 @@ def autoattack(
     *,
     version: Version = "standard",
     parts: tuple[str, ...] | None = None,
-    square_queries: int = 5000,
+    square_queries: int = SQUARE_QUERIES,
     seed: int = 0,
 ) -> Float[Tensor, "batch ..."]:
     """AutoAttack from the package pyautoattack, its parts in their published settings, each on what the last
@@ -75,10 +75,10 @@ def autoattack(
         raise ValueError(
             f"unknown parts of AutoAttack: {', '.join(sorted(unknown))}; known: {', '.join(PARTS['plus'])}"
         )
-    frame = _Frame.around(x, threat)
+    frame = Frame.around(x, threat)
     attacker = _attacker(
         package,
-        _Framed(model, frame, n_classes, x.dtype),
+        Framed(model, frame, n_classes, x.dtype),
         frame,
         threat,
         n_classes,
@@ -115,82 +115,6 @@ def autoattack_parts(n_classes: int, version: Version = "standard") -> tuple[tup
     return parts, note
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """How samples become images in [0, 1] and back: u = (x - low) / width, padded where needed."""
-
-    shape: tuple[int, ...]  # of one sample
-    layout: tuple[int, int, int]  # before padding
-    padded: tuple[int, int, int]
-    low: float
-    width: float
-
-    @staticmethod
-    def around(x: Tensor, threat: ThreatModel) -> "_Frame":
-        shape = tuple(x.shape[1:])
-        if threat.box is not None:
-            low, high = threat.box
-        else:
-            # Wide enough that clamping to [0, 1] never holds back a point of the budget, nor FAB's steps
-            # beyond it.
-            low, high = float(x.min()) - 4 * threat.eps, float(x.max()) + 4 * threat.eps
-        if len(shape) == 3:
-            layout = (shape[0], shape[1], shape[2])
-            padded = layout if threat.norm == "linf" or _tiles(layout) else _padded(layout)
-        else:
-            d = math.prod(shape)
-            # Square lays its first guess for L2 in fifths of the height: five rows always come out even.
-            rows = 5 if threat.norm == "l2" else 1
-            layout = (1, 1, d)
-            padded = (1, rows, math.ceil(d / rows))
-        return _Frame(shape, layout, padded, low, high - low)
-
-    def pack(self, x: Tensor) -> Tensor:
-        u = ((x - self.low) / self.width).clamp(0.0, 1.0)
-        if self.padded == self.layout:
-            return u.reshape(len(x), *self.padded).float()
-        if len(self.shape) == 3:
-            right, below = self.padded[2] - self.layout[2], self.padded[1] - self.layout[1]
-            return nn.functional.pad(u, (0, right, 0, below), value=0.5).float()
-        extra = math.prod(self.padded) - math.prod(self.layout)
-        return nn.functional.pad(u.flatten(1), (0, extra), value=0.5).reshape(len(x), *self.padded).float()
-
-    def unpack(self, u: Tensor) -> Tensor:
-        if len(self.shape) == 3:
-            u = u[:, :, : self.layout[1], : self.layout[2]]
-        else:
-            u = u.flatten(1)[:, : math.prod(self.layout)]
-        return self.low + self.width * u.reshape(len(u), *self.shape)
-
-
-class _Framed(nn.Module):
-    """The model as AutoAttack wants it: images in [0, 1] -> fresh logits (Square writes into them)."""
-
-    def __init__(self, model: nn.Module, frame: _Frame, n_classes: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = model
-        self.frame = frame
-        self.n_classes = n_classes
-        self.dtype = dtype
-
-    def forward(self, u: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch classes"]:
-        if len(u) == 0:
-            return u.new_zeros(0, self.n_classes)
-        return self.model(self.frame.unpack(u).to(self.dtype)).float().clone()
-
-
-def _tiles(layout: tuple[int, int, int]) -> bool:
-    """Whether Square's first guess for L2, tiles of a fifth of the height, stays inside such an image."""
-    tile = layout[1] // 5
-    first = (layout[1] - 5 * tile) // 2
-    return tile >= 1 and all(tile == 1 or first + tile * (side // tile) <= side for side in layout[1:])
-
-
-def _padded(layout: tuple[int, int, int]) -> tuple[int, int, int]:
-    side = 5 * math.ceil(max(layout[1:]) / 5)
-    return layout[0], side, side
-
-
 def _pyautoattack() -> Any:
     try:
         return importlib.import_module("pyautoattack")
@@ -200,8 +124,8 @@ def _pyautoattack() -> Any:
 
 def _attacker(
     package: Any,
-    framed: _Framed,
-    frame: _Frame,
+    framed: Framed,
+    frame: Frame,
     threat: ThreatModel,
     n_classes: int,
     version: Version,

@@ -2,17 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from otad.attacks.bpda import bpda
 from otad.attacks.exact_gradient import exact_gradient
+from otad.attacks.foolbox import decision_based, minimal_norm
 from otad.attacks.lines import lines
-from otad.attacks.packages import autoattack, autoattack_parts
+from otad.attacks.packages import SQUARE_QUERIES, autoattack, autoattack_parts
+from otad.attacks.retrieval import joint, retrieval
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.attacks.transfer import noise, transfer
 
 __all__ = ["ATTACKS", "SETS", "Attack", "choose"]
+
+
+# What an attack knows: the model itself ("white"), another network ("transfer"), logits or labels ("black"), nothing
+# ("noise"), or a protocol kept for comparison alone, which supports no claim ("published").
+Kind = Literal["white", "transfer", "black", "noise", "published"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +30,18 @@ class Attack:
 
     Attributes:
         run: (model, x, y, threat, knowledge, seed, **settings) -> x_adv.
+        kind: what it knows; the audit compares kinds.
         needs: the parts of `AttackerKnowledge` it cannot do without.
-        costly: whether samples that an earlier attack broke are spared it.
+        package: what it needs installed beside the core.
+        costly: whether it is spared the samples that an earlier attack broke or that are certified at the budget; the
+            setting "only_survivors" overrules it.
         note: (number of classes, settings) -> what a reader should know.
     """
 
     run: Callable[..., Tensor]
+    kind: Kind = "white"
     needs: frozenset[str] = frozenset()
+    package: str | None = None
     costly: bool = False
     note: Callable[[int, Mapping[str, Any]], str] = lambda n_classes, settings: ""
 
@@ -57,7 +71,10 @@ def choose(
     left_out: dict[str, str] = {}
     for name, settings in attacks.items():
         missing = sorted(part for part in ATTACKS[name].needs if getattr(knowledge, part) is None)
-        if not missing:
+        package = ATTACKS[name].package
+        if is_set and package is not None and find_spec(package) is None:
+            left_out[name] = f"needs the package {package}: pip install 'otad[attacks]'"
+        elif not missing:
             chosen[name] = settings
         elif is_set:
             left_out[name] = f"needs {', '.join(missing)}"
@@ -87,9 +104,33 @@ def _lines(
     seed: int,
     **settings: Any,
 ) -> Tensor:
-    assert knowledge.x_train is not None  # `choose` saw to it
-    assert knowledge.y_train is not None  # it comes with x_train
-    return lines(model, x, y, threat, x_train=knowledge.x_train, y_train=knowledge.y_train, seed=seed, **settings)
+    return lines(model, x, y, threat, **_training_points(knowledge), seed=seed, **settings)
+
+
+def _retrieval(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    knowledge: AttackerKnowledge,
+    seed: int,
+    **settings: Any,
+) -> Tensor:
+    points = _training_points(knowledge) | {"embedding": knowledge.embedding}
+    return retrieval(model, x, y, threat, **points, smoothed=knowledge.smoothed, seed=seed, **settings)
+
+
+def _joint(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    knowledge: AttackerKnowledge,
+    seed: int,
+    **settings: Any,
+) -> Tensor:
+    points = _training_points(knowledge) | {"embedding": knowledge.embedding}
+    return joint(model, x, y, threat, **points, seed=seed, **settings)
 
 
 def _transfer(
@@ -105,7 +146,7 @@ def _transfer(
     return transfer(model, x, y, threat, source=knowledge.backbone, smoothed=knowledge.smoothed, seed=seed, **settings)
 
 
-def _autoattack(
+def _bpda(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -114,10 +155,11 @@ def _autoattack(
     seed: int,
     **settings: Any,
 ) -> Tensor:
-    return autoattack(model, x, y, threat, seed=seed, **settings)
+    assert knowledge.backbone is not None  # `choose` saw to it
+    return bpda(model, x, y, threat, backbone=knowledge.backbone, seed=seed, **settings)
 
 
-def _noise(
+def _decision_based(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -126,27 +168,76 @@ def _noise(
     seed: int,
     **settings: Any,
 ) -> Tensor:
-    return noise(model, x, y, threat, seed=seed, **settings)
+    points = {} if knowledge.x_train is None else _training_points(knowledge)
+    return decision_based(model, x, y, threat, **points, seed=seed, **settings)
+
+
+def _knowing_nothing(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For attacks that need the model alone."""
+
+    def run(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        knowledge: AttackerKnowledge,
+        seed: int,
+        **settings: Any,
+    ) -> Tensor:
+        return attack(model, x, y, threat, seed=seed, **settings)
+
+    return run
+
+
+def _training_points(knowledge: AttackerKnowledge) -> dict[str, Any]:
+    assert knowledge.x_train is not None  # `choose` saw to it
+    assert knowledge.y_train is not None  # it comes with x_train
+    return {"x_train": knowledge.x_train, "y_train": knowledge.y_train}
+
+
+def _about_autoattack(n_classes: int, settings: Mapping[str, Any]) -> str:
+    parts = settings.get("parts")
+    if parts:
+        notes = [f"only its part {', '.join(parts)}"]
+    else:
+        parts, missing = autoattack_parts(n_classes, settings.get("version", "standard"))
+        notes = [missing] if missing else []
+    queries = settings.get("square_queries", SQUARE_QUERIES)
+    if "square" in parts and queries != SQUARE_QUERIES:
+        notes.append(f"Square with {queries:,} queries, not the published {SQUARE_QUERIES:,}")
+    return "; ".join(notes)
 
 
 ATTACKS: dict[str, Attack] = {
-    "exact_gradient": Attack(_exact_gradient),
-    "targeted": Attack(_exact_gradient),
-    "lines": Attack(_lines, needs=frozenset({"x_train"})),
-    "transfer": Attack(_transfer, needs=frozenset({"backbone"})),
-    "autoattack": Attack(
-        _autoattack,
-        costly=True,
-        note=lambda n_classes, settings: (
-            f"only its part {', '.join(settings['parts'])}"
-            if settings.get("parts")
-            else autoattack_parts(n_classes, settings.get("version", "standard"))[1]
-        ),
+    "lines": Attack(_lines, "white", needs=frozenset({"x_train"})),
+    "short_gradient": Attack(_exact_gradient, "white"),
+    "exact_gradient": Attack(_exact_gradient, "white"),
+    "targeted": Attack(_exact_gradient, "white"),
+    "retrieval": Attack(_retrieval, "white", needs=frozenset({"x_train", "embedding"})),
+    "joint": Attack(_joint, "white", needs=frozenset({"x_train", "embedding"})),
+    "transfer": Attack(_transfer, "transfer", needs=frozenset({"backbone"})),
+    "bpda": Attack(
+        _bpda,
+        "published",
+        needs=frozenset({"backbone"}),
+        note=lambda n_classes, settings: "published protocol, weak: for comparison only",
     ),
-    "noise": Attack(_noise),
+    "autoattack": Attack(_knowing_nothing(autoattack), "black", costly=True, note=_about_autoattack),
+    "minimal_norm": Attack(_knowing_nothing(minimal_norm), "white", package="foolbox", costly=True),
+    "decision_based": Attack(
+        _decision_based,
+        "black",
+        package="foolbox",
+        costly=True,
+        note=lambda n_classes, settings: f"about {settings.get('queries', 2000):,} queries a sample",
+    ),
+    "noise": Attack(_knowing_nothing(noise), "noise"),
 }
 
-# Later attacks meet fewer survivors, so the cheap ones come first.
+SURVIVORS: dict[str, Any] = {"only_survivors": True}
+
+# Later attacks meet fewer survivors, so the cheap ones come first; white-box attacks come before all others, so that
+# what these add is seen.
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     # Short targeted runs break more than one long untargeted run at the same price.
     "quick": {
@@ -161,18 +252,29 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
         "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
         "autoattack": {"parts": ("apgd-ce",)},
     },
+    # Lines and a short run on every sample, also the proven ones: they test the proof. The rest on what is left.
     "standard": {
-        "lines": {"neighbors": 10, "points": 5},
-        "exact_gradient": {"losses": ("margin", "ce"), "steps": 100},
-        "targeted": {"losses": (), "n_targets": 9, "steps": 100},
-        "transfer": {"losses": ("margin", "ce"), "steps": 100, "refine_steps": 50},
-        "autoattack": {"version": "standard"},
+        "lines": {"neighbors": 3, "points": 3, "bisections": 4},
+        "short_gradient": {"losses": ("margin",), "steps": 20},
+        "exact_gradient": {"losses": ("margin", "ce"), "steps": 100} | SURVIVORS,
+        "targeted": {"losses": (), "n_targets": 3, "steps": 100} | SURVIVORS,
+        "retrieval": {"steps": 20, "refine_steps": 50} | SURVIVORS,
+        "joint": {"n_targets": 3, "steps": 20} | SURVIVORS,
+        "transfer": {"losses": ("margin", "ce"), "steps": 100, "refine_steps": 50} | SURVIVORS,
+        "autoattack": {"version": "standard", "square_queries": 1000},
+        "minimal_norm": {"steps": 100},
+        "decision_based": {"queries": 1000},
     },
     "strong": {
         "lines": {"neighbors": 50, "points": 8},
+        "short_gradient": {"losses": ("margin",), "steps": 20},
         "exact_gradient": {"losses": ("margin", "ce", "dlr"), "steps": 300, "restarts": 5},
         "targeted": {"losses": (), "n_targets": 9, "steps": 300, "restarts": 2},
+        "retrieval": {"guides": 10, "steps": 50, "refine_steps": 300},
+        "joint": {"n_targets": 9, "steps": 100},
         "transfer": {"losses": ("margin", "ce"), "steps": 300, "refine_steps": 300},
         "autoattack": {"version": "standard"},
+        "minimal_norm": {"steps": 300, "n_targets": 9},
+        "decision_based": {"queries": 10000},
     },
 }

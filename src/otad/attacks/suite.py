@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,35 +13,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from otad.attacks.gradients import frozen, margin
+from otad.attacks.kept import KeptResults
+from otad.attacks.outcome import Outcome
 from otad.attacks.sets import ATTACKS, Attack, choose
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 
 __all__ = ["Outcome", "run_attacks", "worst_case"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one attack found; row i belongs to sample i.
-
-    Attributes:
-        x_adv: the worst input found inside the budget, the sample itself where there is none, (n, ...).
-        survived: whether the model still answers correctly, False also for samples it got wrong from the
-            start, bool (n,).
-        margin: best wrong logit minus the true one at x_adv, (n,).
-        seconds: wall-clock time.
-        queries: forward passes of the model (and of its smoothed surrogates), divided by the number of
-            samples n.
-        note: what a reader should know, empty mostly.
-    """
-
-    x_adv: Float[Tensor, "n ..."]
-    survived: Bool[Tensor, " n"]
-    margin: Float[Tensor, " n"]
-    seconds: float
-    queries: float
-    note: str = ""
 
 
 def run_attacks(
@@ -58,6 +37,7 @@ def run_attacks(
     batch_size: int = 500,
     seed: int = 0,
     progress: bool = False,
+    kept: KeptResults | None = None,
 ) -> dict[str, Outcome]:
     """Run every attack on all samples the model gets right; each result is judged by the model itself and by
     the budget.
@@ -81,6 +61,7 @@ def run_attacks(
         batch_size: samples attacked together.
         seed: of all random numbers.
         progress: show a bar for each attack.
+        kept: results of an earlier, interrupted evaluation: what is there is not run again, what is not is added.
 
     Returns:
         attack -> Outcome, in the order they ran.
@@ -100,29 +81,25 @@ def run_attacks(
             attack = ATTACKS[name]
             known = (previous or {}).get(name, untouched)
             note = attack.note(n_classes, settings)
-            if attack.costly and only_survivors and outcomes:
+            settings = dict(settings)
+            costly = settings.pop("only_survivors", attack.costly)
+            if costly and only_survivors and outcomes:
                 known = _worse(known, *outcomes.values())
                 note = "; ".join(filter(None, [note, "run only on samples no earlier attack broke"]))
-            spared = proven if attack.costly else None
+            spared = proven if costly else None
             if spared is not None:
                 note = "; ".join(filter(None, [note, "samples certified at the budget spared"]))
             start = _with_kept(untouched, known, threat)
             label = f"{threat.norm} {threat.eps:g} {name}"
-            outcome = _run(
-                attack,
-                settings,
-                start,
-                model,
-                x,
-                y,
-                threat,
-                knowledge,
-                batch_size,
-                seed,
-                label if progress else None,
-                spared,
-            )
-            outcomes[name] = replace(outcome, note="; ".join(filter(None, [note, outcome.note])))
+            key = kept.key(threat, name, settings, start, spared) if kept is not None else ""
+            outcome = kept.read(key, x) if kept is not None else None
+            if outcome is None:
+                shown = label if progress else None
+                outcome = _run(attack, settings, start, model, x, y, threat, knowledge, batch_size, seed, shown, spared)
+                if kept is not None:
+                    kept.write(key, outcome, {"attack": name, "settings": settings, "budget": threat.key})
+            note = "; ".join(filter(None, [note, outcome.note]))
+            outcomes[name] = replace(outcome, note=note, inherited=bool(costly and only_survivors and outcomes))
     return outcomes
 
 
@@ -165,10 +142,11 @@ def _run(
     if outside:
         logger.warning("%d results of an attack lay outside the budget and were dropped", outside)
         x_adv[~inside] = x[~inside]
-    margins, correct = _judge(model, x_adv, y, batch_size)
     note = f"{outside} results outside the budget dropped" if outside else ""
-    # Rows broken before keep their verdict: it was reached in a batch of the same kind.
-    survived = start.survived & correct
+    # Rows that were not attacked keep their verdict: it was reached in a batch of the same kind.
+    margins, survived = start.margin.clone(), start.survived.clone()
+    if len(rows):
+        margins[rows], survived[rows] = _judge(model, x_adv[rows], y[rows], batch_size)
     return Outcome(x_adv, survived, margins, seconds, counted.queries / max(1, len(x)), note)
 
 
@@ -204,7 +182,8 @@ def _with_kept(untouched: Outcome, known: Outcome, threat: ThreatModel) -> Outco
     """The untouched samples, with those examples of `known` that break within this budget too."""
     kept = untouched.survived & ~known.survived & threat.contains(known.x_adv, untouched.x_adv)
     x_adv = torch.where(kept.view(-1, *([1] * (known.x_adv.ndim - 1))), known.x_adv, untouched.x_adv)
-    return replace(untouched, x_adv=x_adv, survived=untouched.survived & ~kept)
+    margins = torch.where(kept, known.margin, untouched.margin)
+    return replace(untouched, x_adv=x_adv, survived=untouched.survived & ~kept, margin=margins)
 
 
 class _Counted(nn.Module):

@@ -91,12 +91,15 @@ class AttackerKnowledge:
         backbone: the undefended network, inputs -> logits: the source of transfer attacks.
         smoothed: factor -> a surrogate of the model with wider smoothing (factor < 1, smaller is wider), same
             shapes; its gradients replace the model's own where these vanish.
+        embedding: inputs -> coordinates (batch, ...) in which the model looks up its nearest training points; None
+            for a model that retrieves nothing.
     """
 
     x_train: Float[Tensor, "n ..."] | None = None
     y_train: Int[Tensor, " labels"] | None = None
     backbone: nn.Module | None = None
     smoothed: Callable[[float], nn.Module] | None = None
+    embedding: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if (self.x_train is None) != (self.y_train is None):

@@ -127,6 +127,15 @@ def attack(
         Path | None,
         typer.Option("--out", "-o", help="Folder for metrics.json, report.html, examples.npz.", show_default="none"),
     ] = None,
+    results_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--results-dir",
+            help="Folder that keeps the result of every finished attack; a run with the same model, samples, settings "
+            "and seed goes on from there.",
+            show_default="none",
+        ),
+    ] = None,
     part: PartOption = Part.AUTO,
     label: Label = None,
     data_dir: DataDir = None,
@@ -151,6 +160,7 @@ def attack(
         n=n,
         seed=seed,
         progress=progress(quiet),
+        results_dir=results_dir,
     )
     if out is not None:
         write_outputs(report, out)

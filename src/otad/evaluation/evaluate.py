@@ -1,6 +1,7 @@
 """evaluate: one model, one test set, several budgets, many attacks -> Report."""
 
 import importlib.metadata
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from otad.attacks.gradients import frozen
+from otad.attacks.kept import KeptResults
 from otad.attacks.sets import choose
 from otad.attacks.suite import Outcome, run_attacks, worst_case
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
@@ -42,6 +44,7 @@ def evaluate(
     batch_size: int = 500,
     progress: bool = False,
     examples: bool = True,
+    results_dir: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Clean, certified and attacked accuracy of a classifier, and the audit that says whether to believe
     them.
@@ -69,6 +72,8 @@ def evaluate(
         progress: show progress bars.
         examples: keep the results of every sample in `Report.examples`; arrays of attacks have `n_attacked`
             rows.
+        results_dir: a folder in which the result of every finished attack is kept; what is already there, for the same
+            model, samples, settings and seed, is not run again (see `KeptResults`).
 
     Returns:
         the report, without rivals.
@@ -102,6 +107,7 @@ def evaluate(
             seed,
             progress,
             certified,
+            results_dir,
         )
         seconds["attack"] = time.perf_counter() - began
         began = time.perf_counter()
@@ -175,8 +181,12 @@ def _attack(
     seed: int,
     progress: bool,
     certified: Mapping[str, np.ndarray],
+    results_dir: str | os.PathLike[str] | None,
 ) -> Outcomes:
     """Outcomes in the order of `threats`; smaller budgets go first and hand on what they broke."""
+    kept = None
+    if results_dir is not None:
+        kept = KeptResults(results_dir, model, x, y, knowledge, seed=seed, batch_size=batch_size)
     found: Outcomes = {}
     last: dict[tuple[str, tuple[float, float] | None], dict[str, Outcome]] = {}
     for threat in sorted(threats, key=lambda t: (t.norm, t.eps)):
@@ -192,6 +202,7 @@ def _attack(
             batch_size=batch_size,
             seed=seed,
             progress=progress,
+            kept=kept,
         )
         last[threat.norm, threat.box] = found[threat.key]
     return {threat.key: found[threat.key] for threat in threats}
@@ -253,7 +264,7 @@ def _number(model: nn.Module, attribute: str) -> float | None:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("otad", "torch", "numpy", "pyautoattack"):
+    for package in ("otad", "torch", "numpy", "pyautoattack", "foolbox"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

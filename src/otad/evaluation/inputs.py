@@ -1,6 +1,7 @@
 """What `evaluate` takes, checked and brought to the model's device."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,6 +69,4 @@ def on_device(knowledge: AttackerKnowledge, x: Tensor) -> AttackerKnowledge:
     """The same knowledge with its training samples on the device and in the precision of x."""
     if knowledge.x_train is None or knowledge.y_train is None:
         return knowledge
-    return AttackerKnowledge(
-        knowledge.x_train.to(x), knowledge.y_train.to(x.device), knowledge.backbone, knowledge.smoothed
-    )
+    return replace(knowledge, x_train=knowledge.x_train.to(x), y_train=knowledge.y_train.to(x.device))

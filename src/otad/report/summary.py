@@ -58,11 +58,18 @@ class Report:
     rivals: dict[str, "Report"] = field(default_factory=dict)
     examples: ExampleResults | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def audit_passed(self) -> bool | None:
+        """Whether no check of the audit failed; None where there was no audit."""
+        return all(check.passed is not False for check in self.audit.values()) if self.audit else None
+
     def to_dict(self) -> dict[str, Any]:
         """The report in plain JSON types, without `examples`; NaN and infinity become None."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("audit", "rivals", "examples")}
         audit = {k: {"passed": c.passed, "value": c.value, "meaning": c.meaning} for k, c in self.audit.items()}
-        return plain(kept | {"audit": audit}) | {"rivals": {k: r.to_dict() for k, r in self.rivals.items()}}
+        return plain(kept | {"audit": audit, "audit_passed": self.audit_passed}) | {
+            "rivals": {k: r.to_dict() for k, r in self.rivals.items()}
+        }
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as strict JSON (no NaN, no infinity), unrounded."""

@@ -9,7 +9,7 @@ __all__ = ["headline_rows", "table"]
 def table(report: Report) -> str:
     """Clean, certified and attacked accuracy of the model beside its rivals, then what to know about them."""
     models = [report, *report.rivals.values()]
-    header = ["", *(m.name for m in models)]
+    header = ["", *(f"{m.name} (AUDIT FAILED)" if m.audit_passed is False else m.name for m in models)]
     body = [[words, *(percent(share) for share in shares)] for words, shares in headline_rows(report)]
     widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
 
@@ -95,5 +95,9 @@ def _notes(report: Report) -> list[str]:
     if report.audit:
         notes.append(
             f"audit: {passed} checks passed" + (f", FAILED: {', '.join(failed)}" if failed else ", none failed")
+        )
+    if failed:
+        notes.append(
+            "the attacked numbers of this model are no claim: what failed may make it look more robust than it is"
         )
     return notes + [f"CONTRADICTION: {line}" for line in report.contradictions()]

@@ -15,7 +15,7 @@ from otad.data import Dataset
 from otad.estimator import OTADClassifier
 from otad.report import Report, TransportPicture
 from otad.runs.model_folder import DataCard, check_free, write_model
-from otad.runs.opponents import Opponent, assess, backbone_opponent, model_opponent, nearest_opponent
+from otad.runs.opponents import Opponent, assess, backbone_opponent, model_opponent, nearest_opponent, retrieval_space
 from otad.runs.outputs import OUTPUTS, write_outputs
 from otad.runs.samples import NOTE, gallery
 from otad.runs.selection import attacked_rows, check_attacks, class_indices
@@ -160,6 +160,7 @@ def _knowledge(clf: OTADClassifier, data: Dataset) -> AttackerKnowledge:
         y_train=torch.as_tensor(class_indices(clf.classes_, data.y_train, data.name)),
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
+        embedding=retrieval_space(clf),
     )
 
 

@@ -16,6 +16,7 @@ from otad.baselines import BASELINES
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
 from otad.estimator import OTADClassifier
+from otad.runs.opponents import retrieval_space
 
 __all__ = ["METHODS", "Fit", "Fitted", "fit_otad"]
 
@@ -123,7 +124,7 @@ def fit_otad(
         "lipschitz": None if clf.lipschitz_ is None else float(clf.lipschitz_),
     }
     module = clf.module_
-    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed)
+    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed, embedding=retrieval_space(clf))
     return Fitted(module, functools.partial(certify, module), facts, knowledge)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from otad.evaluation import evaluate
 from otad.report import Report
 from otad.results import ExampleResults
 
-__all__ = ["Opponent", "assess", "backbone_opponent", "model_opponent", "nearest_opponent"]
+__all__ = ["Opponent", "assess", "backbone_opponent", "model_opponent", "nearest_opponent", "retrieval_space"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Opponent:
         name: how tables call it.
         module: inputs -> logits.
         certificate: of every test sample, with class indices as labels; None where the model has none.
-        smoothed: whether the attacker's smoothed surrogate belongs to this model.
+        smoothed: whether the attacker's smoothed surrogate and retrieval space belong to this model.
     """
 
     name: str
@@ -57,6 +58,11 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
     return Opponent("1-NN", module, module.certify(torch.as_tensor(data.x_test)))
 
 
+def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
+    """Inputs -> coordinates in which the model looks its neighbours up; None where it looks none up."""
+    return clf.module_.stem if clf.interpolation == "neighborhood" else None
+
+
 def assess(
     opponent: Opponent,
     x: np.ndarray,
@@ -70,6 +76,7 @@ def assess(
     data: str,
     n_train: int | None,
     progress: bool,
+    results_dir: Path | None = None,
 ) -> Report:
     """Clean and certified accuracy on all samples, attacked accuracy on `rows` where there are attacks."""
     # `evaluate` attacks the first samples it gets, so those to attack come first.
@@ -92,12 +99,13 @@ def assess(
         attacks=attacks,
         seed=seed,
         certificate=certificate,
-        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None),
+        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None, embedding=None),
         name=opponent.name,
         data=data,
         n_train=n_train,
         n_attacked=len(rows),
         progress=progress,
+        results_dir=results_dir,
     )
     found = report.examples
     return report if found is None else replace(report, examples=_in_order(found, order, rows))

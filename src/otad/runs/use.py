@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from otad.errors import DataError
 from otad.estimator import OTADClassifier
 from otad.report import Report
 from otad.runs.model_folder import DataCard
-from otad.runs.opponents import assess, model_opponent
+from otad.runs.opponents import assess, model_opponent, retrieval_space
 from otad.runs.selection import attacked_rows, class_indices
 
 __all__ = ["ExplanationRow", "attack_model", "explanation_rows"]
@@ -39,6 +40,7 @@ def attack_model(
     n: int = 200,
     seed: int = 0,
     progress: bool = False,
+    results_dir: Path | None = None,
 ) -> Report:
     """Attack `n` samples drawn with the seed; clean and certified accuracy are over the same samples.
 
@@ -52,6 +54,7 @@ def attack_model(
         n: how many samples; all where there are fewer.
         seed: of the choice and of the attacks.
         progress: show progress bars on stderr.
+        results_dir: where finished attacks are kept, and found again; see `evaluate`.
 
     Raises:
         DataError: no samples to attack, or a label the model does not know.
@@ -75,6 +78,7 @@ def attack_model(
         data=found.name,
         n_train=card.n_train,
         progress=progress,
+        results_dir=results_dir,
     )
     lipschitz = None if clf.lipschitz_ is None else float(clf.lipschitz_)
     smoothness = None if clf.regularity_ is None else float(clf.regularity_.L)
@@ -123,4 +127,5 @@ def _knowledge(clf: OTADClassifier, card: DataCard) -> AttackerKnowledge:
         y_train=None if inputs is None else clf.transport_.y.cpu().long(),
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
+        embedding=retrieval_space(clf),
     )
