@@ -193,7 +193,7 @@ def black_box_adds(added: Mapping[str, Bool[Tensor, " n"]], *, queries: int) -> 
     )
 
 
-def active_set(clean: Float[Tensor, " n"], attacked: Float[Tensor, " n"]) -> AuditCheck:
+def active_set(clean: Float[Tensor, " n"], attacked: Float[Tensor, " m"]) -> AuditCheck:
     """How many training points carry weight: with one alone the map is flat or linear there. Informs only.
 
     Args:

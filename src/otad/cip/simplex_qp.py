@@ -22,6 +22,8 @@ __all__ = ["SimplexOptimum", "along_face", "at_optimum", "solve_simplex_qp"]
 
 MAX_STEPS = 40
 GAP_TOLERANCE = 1e-15  # relative; beyond it rounding rules
+EARLY_GAP = 1e-5  # where the face is tried for the first time
+FACE_GAP = 4e-15  # an optimum on a face with so small a gap is the optimum
 CONVERGED_GAP = 1e-10
 RIDGE = 1e-13  # keeps the solve on a face defined where its points are affinely dependent
 
@@ -140,29 +142,52 @@ def _maximize(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tup
     if k == 1:
         weights = torch.where(c.isnan(), torch.nan, 1.0).to(c)
         return weights, weights > 0, torch.zeros_like(c[0], dtype=torch.long)
-    weights, slack, steps = _interior_point(Q, c)
-    active = weights > slack
+    weights = torch.full_like(c, 1 / k)
+    reduced = _multiply(Q, weights) - c
+    slack = reduced - reduced.amin(0) + 1
+    steps = torch.zeros_like(c[0], dtype=torch.long)
+    active = torch.zeros_like(c, dtype=torch.bool)
+    rows = torch.arange(c.shape[1], device=c.device)
+    for tolerance in (EARLY_GAP, GAP_TOLERANCE):
+        # Mostly the face shows early; only the rows where it has not go on to the end.
+        w, s, taken = _interior_point(Q, c, weights[:, rows], slack[:, rows], tolerance)
+        sharp, gap = _sharpened(Q, c, w, w > s)
+        # Exact zeros are worth a rounding error: they tell the adjoint the face.
+        better = gap <= _gap_last(Q, c, w) + GAP_TOLERANCE
+        weights[:, rows], active[:, rows] = torch.where(better, sharp, w), torch.where(better, sharp > 0, w > s)
+        steps[rows] += taken
+        open_ = ~(gap <= FACE_GAP)
+        if tolerance == GAP_TOLERANCE or not open_.any():
+            break
+        rows, Q, c = rows[open_], Q[:, :, open_], c[:, open_]
+        weights[:, rows], slack[:, rows] = w[:, open_], s[:, open_]
+    return weights, active, steps
+
+
+def _sharpened(Q: Tensor, c: Tensor, weights: Tensor, active: Bool[Tensor, "k batch"]) -> tuple[Tensor, Tensor]:
+    """The optimum on a face, found by one Newton step, and its gap over all; meaningless where it is another face."""
     sharp = weights * active
     sharp = sharp / sharp.sum(0)
     sharp = sharp + _face_step(Q, c - _multiply(Q, sharp), active)
     sharp = sharp.clamp(min=0)
     sharp = sharp / sharp.sum(0)
-    # Exact zeros are worth a rounding error: they tell the adjoint the face.
-    better = _gap_last(Q, c, sharp) <= _gap_last(Q, c, weights) + GAP_TOLERANCE
-    return torch.where(better, sharp, weights), torch.where(better, sharp > 0, active), steps
+    return sharp, _gap_last(Q, c, sharp)
 
 
-def _interior_point(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights w > 0 with sum 1, slacks s = Q w - c + nu > 0 with w . s at rounding level, and steps taken."""
-    k, batch = c.shape
-    weights = torch.full_like(c, 1 / k)
-    reduced = _multiply(Q, weights) - c
-    slack = reduced - reduced.amin(0) + 1
-    steps = torch.zeros(batch, dtype=torch.long, device=c.device)
-    rows = torch.arange(batch, device=c.device)
+def _interior_point(
+    Q: Float[Tensor, "k k batch"],
+    c: Float[Tensor, "k batch"],
+    weights: Float[Tensor, "k batch"],
+    slack: Float[Tensor, "k batch"],
+    tolerance: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From weights w > 0 with sum 1 and slacks s = Q w - c + nu > 0 to such with w . s <= tolerance; steps taken."""
+    steps = torch.zeros_like(c[0], dtype=torch.long)
+    rows = torch.arange(c.shape[1], device=c.device)
+    weights, slack = weights.clone(), slack.clone()
     w, s = weights.clone(), slack.clone()
-    for step in range(MAX_STEPS):
-        running = (w * s).sum(0) > GAP_TOLERANCE
+    for _ in range(MAX_STEPS):
+        running = (w * s).sum(0) > tolerance
         if not running.any():
             break
         if running.sum() < 0.7 * len(running):
@@ -171,7 +196,7 @@ def _interior_point(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) 
             rows, w, s = rows[running], w[:, running], s[:, running]
             Q, c = Q[:, :, running], c[:, running]
         w, s = _mehrotra_step(Q, w, s)
-        steps[rows] = step + 1
+        steps[rows] += 1
     weights[:, rows], slack[:, rows] = w, s
     return weights, slack, steps
 
