@@ -104,6 +104,14 @@ def test_checkpoint_of_other_settings_is_refused(digits: Data, tmp_path: Path) -
         fit_backbone(network(digits[0]), *digits, epochs=1, alpha=0.5, checkpoint=tmp_path, resume=True, device="cpu")
 
 
+def test_checkpoint_of_other_data_is_refused(digits: Data, tmp_path: Path) -> None:
+    x, y = digits
+    fit_backbone(network(x), x, y, epochs=1, checkpoint=tmp_path, device="cpu")
+    for other in ((x.flip(0), y), (x, y.flip(0))):
+        with pytest.raises(ModelFolderError, match="data"):
+            fit_backbone(network(x), *other, epochs=1, checkpoint=tmp_path, resume=True, device="cpu")
+
+
 def test_damaged_checkpoint_is_refused(digits: Data, tmp_path: Path) -> None:
     (tmp_path / "backbone.checkpoint").write_bytes(b"no checkpoint")
     with pytest.raises(ModelFolderError, match="delete it"):
