@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from otad.cip import BrenierPotential, Regularity, feasible_potentials, interpolate
+from otad.cip.envelope import MoreauEnvelope
 from otad.errors import InfeasibleError
 
 from .oracles import enumerated, lp_potentials, lp_smallest_smoothness, qcqp, worst_violation
@@ -266,3 +267,15 @@ def test_fit_wants_one_of_ratio_and_regularity_and_matching_shapes() -> None:
         broken[1, 1] = bad
         with pytest.raises(ValueError):
             BrenierPotential.fit(x, broken)
+
+
+def test_an_envelope_whose_pieces_change_in_place_answers_for_the_new_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    slopes, x = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (200, 20))
+    offsets = torch.zeros(200, dtype=torch.float64)
+    envelope = MoreauEnvelope(slopes.clone(), offsets.clone(), 2.0)
+    envelope(x)
+    envelope.slopes.mul_(-3.0)
+    envelope.offsets.add_(slopes[:, 0])
+    expected = MoreauEnvelope(-3.0 * slopes, slopes[:, 0], 2.0)(x)
+    torch.testing.assert_close(envelope(x).gradient, expected.gradient)

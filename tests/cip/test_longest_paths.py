@@ -252,7 +252,7 @@ def test_equal_points() -> None:
 
 def test_fit_reports(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     x, z = points(50, 3, seed=14)
-    with caplog.at_level(logging.INFO, logger="otad.cip.longest_paths"):
+    with caplog.at_level(logging.DEBUG, logger="otad.cip.longest_paths"):
         phi = BrenierPotential.fit(x, z, progress=True)
     assert phi.proof is not None
     searches = [record for record in caplog.records if "of all pairs" in record.message]

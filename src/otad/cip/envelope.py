@@ -87,6 +87,7 @@ class MoreauEnvelope(nn.Module):
         self.register_buffer("offsets", offsets.double(), persistent=False)
         self.M = float(M)
         self._sketch: Sketch | None = None
+        self._sketched: tuple[int, ...] = ()  # versions of slopes and offsets that the sketch is of
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
         """Moves the module; it stays in float64: in float32 near points make the small programmes indefinite."""
@@ -98,16 +99,17 @@ class MoreauEnvelope(nn.Module):
 
     @property
     def sketch(self) -> Sketch:
-        """Made when first used, on the device of the slopes."""
-        if self._sketch is None:
+        """Made when first used, and again where slopes or offsets were changed in place since."""
+        versions = tuple(-1 if part.is_inference() else part._version for part in (self.slopes, self.offsets))
+        if self._sketch is None or self._sketched != versions:
             with torch.no_grad():
-                self._sketch = Sketch(self.slopes, self.offsets)
+                self._sketch, self._sketched = Sketch(self.slopes, self.offsets), versions
         return self._sketch
 
     def smoothed(self, factor: float) -> "MoreauEnvelope":
         """The same pieces under the smoothness factor * M."""
         wider = MoreauEnvelope(self.slopes, self.offsets, factor * self.M)
-        wider._sketch = self.sketch
+        wider._sketch, wider._sketched = self.sketch, self._sketched
         return wider
 
     def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:

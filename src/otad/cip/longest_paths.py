@@ -102,7 +102,7 @@ def fit_potentials(
         title = f"all pairs, search {searches}"
         with tqdm(total=share, desc=title, unit="pair", unit_scale=True, disable=quiet) as bar:
             found = points.search(phi, smoothness, candidates, bar)
-        logger.info(
+        logger.debug(
             "search %d of all pairs: L = %.6g, %d of %d rows violated, largest violation %.3g; %d pairs in the sweeps",
             *(searches, smoothness, found.rows, points.n, found.largest, len(edges.i)),
         )

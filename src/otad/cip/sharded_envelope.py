@@ -37,7 +37,7 @@ class ShardedEnvelope(MoreauEnvelope):
 
     def smoothed(self, factor: float) -> "ShardedEnvelope":
         wider = ShardedEnvelope(self.slopes, self.offsets, factor * self.M, self.shards)
-        wider._sketch = self.sketch
+        wider._sketch, wider._sketched = self.sketch, self._sketched
         return wider
 
     def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
