@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from otad.cip import BrenierPotential, Regularity, feasible_potentials, interpolate
+from otad.cip import envelope as envelopes
 from otad.cip.envelope import MoreauEnvelope
+from otad.cip.simplex_qp import SimplexOptimum, solve_simplex_qp
+from otad.cip.solution import Status
 from otad.errors import InfeasibleError
 
 from .oracles import enumerated, lp_potentials, lp_smallest_smoothness, qcqp, worst_violation
@@ -279,3 +282,74 @@ def test_an_envelope_whose_pieces_change_in_place_answers_for_the_new_ones() -> 
     envelope.offsets.add_(slopes[:, 0])
     expected = MoreauEnvelope(-3.0 * slopes, slopes[:, 0], 2.0)(x)
     torch.testing.assert_close(envelope(x).gradient, expected.gradient)
+
+
+def whole(slopes: Tensor, offsets: Tensor, M: float, x: Tensor) -> SimplexOptimum:
+    """The dual over all pieces at once."""
+    centered = slopes - slopes.mean(0)
+    c = x @ slopes.T + offsets - centered @ slopes.mean(0) / M
+    return solve_simplex_qp((centered @ centered.T / M).expand(len(x), -1, -1), c)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e6, 1e12])
+@pytest.mark.parametrize(("n", "d"), [(1, 2), (30, 1), (60, 6), (150, 40)])
+def test_envelope_is_the_programme_over_all_pieces(n: int, d: int, constant: float) -> None:
+    generator = torch.Generator().manual_seed(n)
+    slopes, x = (torch.randn(m, d, dtype=torch.float64, generator=generator) for m in (n, 15))
+    offsets = torch.randn(n, dtype=torch.float64, generator=generator)
+    expected = whole(slopes, offsets, 0.7, x).weights @ slopes
+    found = MoreauEnvelope(slopes, offsets + constant, 0.7)(x)
+    torch.testing.assert_close(found.gradient, expected, atol=1e-7 + 1e-14 * constant, rtol=0)
+    assert bool(((found.gradient - expected).norm(dim=1) <= (2 * 0.7 * found.gap).sqrt() + 1e-14 * constant).all())
+    guessed = MoreauEnvelope(slopes, offsets + constant, 0.7)(x, near=torch.zeros_like(x))
+    torch.testing.assert_close(guessed.gradient, found.gradient, atol=1e-7 + 1e-14 * constant, rtol=0)
+
+
+def test_the_gap_holds_where_the_search_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelopes, "MAX_ROUNDS", 2)
+    generator = torch.Generator().manual_seed(1)
+    slopes, x = (torch.randn(m, 40, dtype=torch.float64, generator=generator) for m in (400, 30))
+    slopes /= slopes.norm(dim=1, keepdim=True)
+    offsets = 0.01 * torch.randn(400, dtype=torch.float64, generator=generator)
+    exact = MoreauEnvelope(slopes, offsets, 0.05)
+    cut = exact(0.01 * x)
+    monkeypatch.undo()
+    full = exact(0.01 * x)
+    assert bool((cut.status == Status.MAX_STEPS).any())
+    assert bool((full.status == Status.CONVERGED).all())
+    assert bool(((cut.value - full.value).abs() <= cut.gap + full.gap).all())
+
+
+def test_queries_that_a_sketch_says_nothing_of_are_exact() -> None:
+    generator = torch.Generator().manual_seed(2)
+    slopes = torch.randn(700, 600, dtype=torch.float64, generator=generator)
+    slopes /= slopes.norm(dim=1, keepdim=True)
+    x = torch.rand(6, 600, dtype=torch.float64, generator=generator)
+    offsets = torch.zeros(700, dtype=torch.float64)
+    found = MoreauEnvelope(slopes, offsets, 1.0)(x)
+    assert bool((found.status == Status.CONVERGED).all())
+    y = x - found.gradient
+    attained = (y * found.gradient).sum(1)
+    torch.testing.assert_close((y @ slopes.T).amax(1), attained, atol=1e-10, rtol=0)
+
+
+def test_rows_that_are_not_finite_leave_the_others_their_derivatives() -> None:
+    generator = torch.Generator().manual_seed(3)
+    slopes = torch.randn(50, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    x = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    x[2] = torch.nan
+    found = MoreauEnvelope(slopes, torch.zeros(50, dtype=torch.float64), 1.0)(x)
+    good = [0, 1, 3, 4]
+    (to_slopes,) = torch.autograd.grad(found.gradient[good].square().sum(), slopes)
+    alone = MoreauEnvelope(slopes, torch.zeros(50, dtype=torch.float64), 1.0)(x[good])
+    (expected,) = torch.autograd.grad(alone.gradient.square().sum(), slopes)
+    torch.testing.assert_close(to_slopes, expected)
+
+
+def test_a_loaded_state_is_the_one_evaluated() -> None:
+    generator = torch.Generator().manual_seed(4)
+    first, second = (torch.randn(30, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    known, other = (BrenierPotential.fit(x, 0.5 * x.tanh()) for x in (first, second))
+    copy = BrenierPotential(other.x.clone(), other.z.clone(), other.potentials.clone(), known.regularity)
+    copy.load_state_dict(known.state_dict())
+    torch.testing.assert_close(copy.gradient(second).value, known.gradient(second).value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otad.cip import Regularity, Status, feasible_potentials, interpolate
+from otad.cip.simplex_qp import solve_simplex_qp
 
 from .problems import BRANCHES, Branch, known_problem, solve
 
@@ -129,3 +130,19 @@ def test_far_from_all_neighbors() -> None:
     assert torch.isfinite(z.checked()).all()
     shifted = (p.z_i + p.x_i)[torch.arange(4), ((p.z_i + p.x_i) @ x[:, :, None]).squeeze(2).argmax(1)]
     torch.testing.assert_close(z.checked(), shifted - x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("slack", [1e-4, 1e-6, 1e-8, 1e-10])
+def test_pieces_that_almost_carry_weight_are_not_on_the_face(slack: float) -> None:
+    """Near a kink the weights hardly tell the face, and the derivative depends on it."""
+    rng = np.random.default_rng(0)
+    S = torch.from_numpy(rng.normal(size=(300, 8, 12)))
+    Q = S @ S.transpose(1, 2)
+    weights = torch.zeros(300, 8, dtype=torch.float64)
+    weights[:, :4] = torch.from_numpy(rng.dirichlet(np.full(4, 5.0), size=300))
+    # At these scores the first four are optimal, and each other piece stays short of them by the slack.
+    c = (Q @ weights[:, :, None]).squeeze(2)
+    c[:, 4:] -= slack
+    solved = solve_simplex_qp(Q, c).weights
+    torch.testing.assert_close(solved, weights, atol=1e-9, rtol=0)
+    assert torch.equal(solved > 0, weights > 0)

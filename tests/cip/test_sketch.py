@@ -39,11 +39,17 @@ def affine_functions(kind: str, n: int, d: int, seed: int) -> tuple[Tensor, Tens
 KINDS = ["plain", "few directions", "all alike", "far outlier", "large offsets", "huge", "tiny", "zero", "parallel"]
 
 
+def above(sketch: Sketch, queries: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = sketch.above(queries, threshold)
+    assert found is not None
+    return found
+
+
 def check(slopes: Tensor, offsets: Tensor, queries: Tensor, place: float) -> None:
     values = queries @ slopes.T + offsets
     # Thresholds just below a value, so that the ones above them by least are at stake.
     threshold = torch.nextafter(values.quantile(place, dim=1, interpolation="lower"), torch.tensor(-torch.inf))
-    row, function, _ = Sketch(slopes, offsets).above(queries, threshold)
+    row, function, _ = above(Sketch(slopes, offsets), queries, threshold)
     found = torch.zeros_like(values, dtype=torch.bool)
     found[row, function] = True
     assert bool(found[values > threshold[:, None]].all())
@@ -66,7 +72,7 @@ def test_bounds_are_tight_where_the_slopes_fit_into_few_coordinates() -> None:
     slopes, offsets, queries = affine_functions("few directions", 3000, 600, seed=1)
     values = queries @ slopes.T + offsets
     threshold = values.quantile(0.99, dim=1)
-    row, _, _ = Sketch(slopes, offsets).above(queries, threshold)
+    row, _, _ = above(Sketch(slopes, offsets), queries, threshold)
     assert len(row) <= 1.05 * int((values > threshold[:, None]).sum())
 
 
@@ -84,7 +90,7 @@ def test_more_dimensions_than_coordinates_are_bounded_by_norms() -> None:
     slopes = torch.eye(2 * RANK, dtype=torch.float64)
     offsets = torch.zeros(2 * RANK, dtype=torch.float64)
     queries = torch.eye(2 * RANK, dtype=torch.float64)[::37]
-    row, function, _ = Sketch(slopes, offsets).above(queries, torch.full((len(queries),), 0.999, dtype=torch.float64))
+    row, function, _ = above(Sketch(slopes, offsets), queries, torch.full((len(queries),), 0.999, dtype=torch.float64))
     for r, wanted in enumerate(range(0, 2 * RANK, 37)):
         assert wanted in function[row == r]
 
@@ -96,3 +102,26 @@ def test_faster_products_of_lower_precision_are_not_used() -> None:
         check(slopes, offsets, queries, 0.9)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_guesses_are_pieces_where_most_of_the_last_tile_is_padding() -> None:
+    n = 128 * TILE + 1
+    slopes = torch.ones(n, 2, dtype=torch.float64)
+    offsets = -torch.arange(n, dtype=torch.float64)
+    found = Sketch(slopes, offsets).likely(torch.zeros(2, 2, dtype=torch.float64), 8, M=1.0)
+    assert int(found.max()) < n
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    slopes, offsets, queries = affine_functions("plain", 300, 100, seed=4)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        check(slopes, offsets, queries, 0.9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_too_many_candidates_are_reported() -> None:
+    slopes, offsets, queries = affine_functions("plain", 300, 300, seed=5)
+    lowest = (queries @ slopes.T + offsets).amin(1) - 1
+    assert Sketch(slopes, offsets).above(queries, lowest, most=100) is None

@@ -57,9 +57,14 @@ class BrenierPotential(nn.Module):
         self.register_buffer("x", x)
         self.register_buffer("z", z)
         self.register_buffer("potentials", potentials.double())
-        l, L = float(regularity.l), float(regularity.L)
+        self._build()
+        self.register_load_state_dict_post_hook(lambda module, _: module._build())
+
+    def _build(self) -> None:
+        """What follows from the points, features and potentials."""
+        l, L = float(self.regularity.l), float(self.regularity.L)
         # Origins in the middle of the data keep the scores small, hence their rounding.
-        x_mean, z_mean = (self.shards.total(t.double().sum(0)) / self.shards.n for t in (x, z))
+        x_mean, z_mean = (self.shards.total(t.double().sum(0)) / self.shards.n for t in (self.x, self.z))
         self.register_buffer("x_mean", x_mean, persistent=False)
         self.register_buffer("z_mean", z_mean, persistent=False)
         self.lower = self._envelope(1.0, l, L - l)

@@ -21,7 +21,9 @@ from otad.cip.solution import Status
 __all__ = ["EnvelopeSolution", "MoreauEnvelope", "Step"]
 
 FIRST, SECOND, MORE = 8, 24, 8  # pieces for a guess of y, in the first working set, and added per round
-MAX_ROUNDS = 40
+MAX_ROUNDS, MANY_ROUNDS = 40, 12  # from so many rounds on, more pieces are added
+DENSE = 16  # where the sketch leaves more than one of so many pieces, all are computed
+SCORES = 2**24  # values of all pieces held at a time
 SOLVER_GAP = 1e-12  # of the small programmes, relative to their scale
 LIKELY = 24  # pieces looked at first for one that exceeds the threshold
 CACHE = 2**20  # bytes of slopes worked on at a time: what a core holds near itself
@@ -36,8 +38,8 @@ class EnvelopeSolution:
         gradient: g = grad f(x), shape (batch, d).
         indices: pieces that may carry weight, shape (batch, k).
         weights: their weights, shape (batch, k), float64, summing to 1.
-        gap: duality gap over all n pieces, shape (batch,): value <= f(x) <= value + gap, and the error of
-            the gradient is at most sqrt(2 M gap).
+        gap: duality gap over all n pieces, with rounding, shape (batch,): |value - f(x)| <= gap, and the error of the
+            gradient is at most sqrt(2 M gap).
         status: CONVERGED where no piece is violated beyond rounding; INFEASIBLE where x is not finite.
         rounds: times that all n pieces were looked at for a proof.
     """
@@ -73,18 +75,23 @@ class MoreauEnvelope(nn.Module):
 
     Args:
         slopes: s_i, shape (n, d); best centred.
-        offsets: a_i, shape (n,), kept in float64.
+        offsets: a_i, shape (n,), kept in float64, without `shift`.
         M: smoothness.
+        shift: a number near the offsets; their median where it is not given.
     """
 
     slopes: Tensor
     offsets: Tensor
     rows_at_once = 2048  # queries worked on together
 
-    def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float) -> None:
+    def __init__(
+        self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"], M: float, shift: float | None = None
+    ) -> None:
         super().__init__()
+        # What all offsets share costs them digits and moves the value alone.
+        self.shift = float(offsets.detach().double().median()) if shift is None else shift
         self.register_buffer("slopes", slopes.double().contiguous(), persistent=False)
-        self.register_buffer("offsets", offsets.double(), persistent=False)
+        self.register_buffer("offsets", offsets.double() - self.shift, persistent=False)
         self.M = float(M)
         self._sketch: Sketch | None = None
         self._sketched: tuple[int, ...] = ()  # versions of slopes and offsets that the sketch is of
@@ -100,16 +107,17 @@ class MoreauEnvelope(nn.Module):
     @property
     def sketch(self) -> Sketch:
         """Made when first used, and again where slopes or offsets were changed in place since."""
-        versions = tuple(-1 if part.is_inference() else part._version for part in (self.slopes, self.offsets))
-        if self._sketch is None or self._sketched != versions:
-            with torch.no_grad():
-                self._sketch, self._sketched = Sketch(self.slopes, self.offsets), versions
+        if self._sketch is None or self._sketched != self._versions():
+            self._sketch, self._sketched = Sketch(self.slopes, self.offsets), self._versions()
         return self._sketch
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(-1 if part.is_inference() else part._version for part in (self.slopes, self.offsets))
 
     def smoothed(self, factor: float) -> "MoreauEnvelope":
         """The same pieces under the smoothness factor * M."""
-        wider = MoreauEnvelope(self.slopes, self.offsets, factor * self.M)
-        wider._sketch, wider._sketched = self.sketch, self._sketched
+        wider = MoreauEnvelope(self.slopes, self.offsets + self.shift, factor * self.M, self.shift)
+        wider._sketch, wider._sketched = self.sketch, wider._versions()
         return wider
 
     def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
@@ -139,7 +147,8 @@ class MoreauEnvelope(nn.Module):
         while len(x):
             round_ += 1
             step = self._solve(x, indices)
-            top, fresh = self._outside(step)
+            more = MORE if round_ < MANY_ROUNDS else 4 * MORE
+            top, fresh = self._outside(step, more, everything=round_ == MAX_ROUNDS)
             stop = (top == -torch.inf) | (round_ == MAX_ROUNDS)
             done.append((rows[stop], self._ended(step, top, round_, stop)))
             rows, x = rows[~stop], x[~stop]
@@ -164,7 +173,14 @@ class MoreauEnvelope(nn.Module):
         inside = c - (Q @ weights[:, :, None]).squeeze(2) + torch.linalg.vecdot(mean, y)[:, None]
         length = torch.linalg.vector_norm(y, dim=1) + torch.linalg.vector_norm(x, dim=1)
         slope_size, offset_size = self._sizes()
-        rounding = 64 * torch.finfo(x.dtype).eps * (1 + slope_size * length + offset_size)
+        size = (
+            1
+            + slope_size * length
+            + offset_size
+            + Q.diagonal(dim1=1, dim2=2).amax(1)
+            + gradient.square().sum(1) / self.M
+        )
+        rounding = 64 * torch.finfo(x.dtype).eps * size
         return Step(indices, weights, gradient, y, inside, rounding, optimum.scale)
 
     def _sizes(self) -> tuple[Tensor, Tensor]:
@@ -200,20 +216,40 @@ class MoreauEnvelope(nn.Module):
             torch.bmm(S, both[part], out=along[part])
         return Q.div_(self.M), along[:, :, 0], along[:, :, 1] / self.M, both[:, :, 1]
 
-    def _outside(self, step: Step) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
+    def _outside(
+        self, step: Step, more: int, everything: bool
+    ) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
         """Of the pieces that exceed the threshold at y: the largest value, -inf for none, and the first few, -1 fills.
 
-        Where none of the likeliest does, every piece that the sketch cannot rule out is computed.
+        Where none of the likeliest does, or with `everything`, every piece that the sketch cannot rule out is computed.
         """
-        row, piece, bound = self.sketch.above(step.y, step.threshold)
+        found = self.sketch.above(step.y, step.threshold, most=len(step.y) * len(self.slopes) / DENSE)
+        if found is None:
+            return self._outside_dense(step, more)
+        row, piece, bound = found
         row, order, place = _by_row(row, bound)
-        piece, likely = piece[order], place < LIKELY
-        top, fresh = self._violated(step, row[likely], piece[likely])
+        piece, likely = piece[order], (place < LIKELY) | everything
+        top, fresh = self._violated(step, row[likely], piece[likely], more)
         rest = ~likely & (top == -torch.inf)[row]
-        top_rest, fresh_rest = self._violated(step, row[rest], piece[rest])
+        top_rest, fresh_rest = self._violated(step, row[rest], piece[rest], more)
         return torch.maximum(top, top_rest), torch.maximum(fresh, fresh_rest)
 
-    def _violated(self, step: Step, row: Tensor, piece: Tensor) -> tuple[Tensor, Tensor]:
+    def _outside_dense(self, step: Step, more: int) -> tuple[Tensor, Tensor]:
+        """`_outside` by the values of all pieces, where the sketch says little."""
+        parts = []
+        rows = max(1, SCORES // len(self.slopes))
+        for y, threshold in zip(step.y.split(rows), step.threshold.split(rows), strict=True):
+            values = torch.addmm(self.offsets, y, self.slopes.T)
+            best = values.topk(min(more, values.shape[1]), dim=1)
+            violated = best.values > threshold[:, None]
+            fresh = nn.functional.pad(
+                torch.where(violated, best.indices, -1), (0, more - best.indices.shape[1]), value=-1
+            )
+            parts.append((torch.where(violated[:, 0], best.values[:, 0], -torch.inf), fresh))
+        top, fresh = (torch.cat(column) for column in zip(*parts, strict=True))
+        return top, fresh
+
+    def _violated(self, step: Step, row: Tensor, piece: Tensor, more: int) -> tuple[Tensor, Tensor]:
         """`_outside` for the given pairs (row, piece)."""
         value = torch.empty(len(row), dtype=torch.float64, device=row.device)
         for part in torch.arange(len(row), device=row.device).split(max(1, CACHE // (16 * step.y.shape[1]))):
@@ -223,8 +259,8 @@ class MoreauEnvelope(nn.Module):
         row, piece, value = row[violated], piece[violated], value[violated]
         row, order, place = _by_row(row, value)
         piece, value = piece[order], value[order]
-        first, best = place < MORE, place == 0
-        fresh = torch.full((len(step.y), MORE), -1, dtype=torch.long, device=row.device)
+        first, best = place < more, place == 0
+        fresh = torch.full((len(step.y), more), -1, dtype=torch.long, device=row.device)
         fresh[row[first], place[first]] = piece[first]
         top = torch.full_like(step.rounding, -torch.inf)
         top[row[best]] = value[best]
@@ -235,10 +271,11 @@ class MoreauEnvelope(nn.Module):
         # What rounding may hide counts as gap, so that bounds made of it hold as they stand.
         gap = (torch.maximum(top, step.inside.amax(1)) - attained).clamp(min=0) + step.rounding
         exact = gap <= 2 * step.rounding + SOLVER_GAP * step.scale
+        gap = gap + torch.finfo(gap.dtype).eps * abs(self.shift)
         indices = _kept(step, stop)
         indices = torch.where(indices < 0, indices[:, :1], indices)
         return EnvelopeSolution(
-            value=(attained + step.gradient.square().sum(1) / (2 * self.M))[stop],
+            value=(attained + step.gradient.square().sum(1) / (2 * self.M))[stop] + self.shift,
             gradient=step.gradient[stop],
             indices=indices,
             weights=step.weights[stop].topk(indices.shape[1], dim=1).values,
@@ -275,9 +312,13 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, indices, weights, gradient, slopes = ctx.saved_tensors
         M = ctx.envelope.M
+        # Rows without a solution have no derivative.
+        none = weights.isnan().any(1, keepdim=True)
+        x, weights, gradient, h = (t.masked_fill(none, 0.0) for t in (x, weights, gradient, h))
+        v = v.masked_fill(none[:, 0], 0.0)
         held, _, places = ctx.envelope._held(indices)
         Q, along, *_ = ctx.envelope._products(h, held, places)
-        moved = along_face(Q, along, weights > 0)
+        moved = along_face(Q, along, weights > 0).masked_fill(none, 0.0)
         lift = _combined(moved, held, places)
         of_slopes = of_offsets = None
         if ctx.needs_input_grad[2]:

@@ -32,12 +32,13 @@ class ShardedEnvelope(MoreauEnvelope):
     def __init__(
         self, slopes: Float[Tensor, "own d"], offsets: Float[Tensor, " own"], M: float, shards: Shards
     ) -> None:
-        super().__init__(slopes, offsets, M)
+        shift = float(shards.first(offsets.detach().double().median()))
+        super().__init__(slopes, offsets, M, shift)
         self.shards = shards
 
     def smoothed(self, factor: float) -> "ShardedEnvelope":
-        wider = ShardedEnvelope(self.slopes, self.offsets, factor * self.M, self.shards)
-        wider._sketch, wider._sketched = self.sketch, self._sketched
+        wider = ShardedEnvelope(self.slopes, self.offsets + self.shift, factor * self.M, self.shards)
+        wider._sketch, wider._sketched = self.sketch, wider._versions()
         return wider
 
     def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
@@ -66,7 +67,9 @@ class ShardedEnvelope(MoreauEnvelope):
         pieces = self.shards.total(pieces)
         return pieces[:, :-1].contiguous(), pieces[:, -1], places
 
-    def _outside(self, step: Step) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
-        top, fresh = super()._outside(step)
+    def _outside(
+        self, step: Step, more: int, everything: bool
+    ) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows more"]]:
+        top, fresh = super()._outside(step, more, everything)
         fresh = torch.where(fresh < 0, fresh, fresh + self.shards.start)
         return self.shards.largest(top), self.shards.gather(fresh.T).T

@@ -24,6 +24,7 @@ MAX_STEPS = 40
 GAP_TOLERANCE = 1e-15  # relative; beyond it rounding rules
 EARLY_GAP = 1e-5  # where the face is tried for the first time
 FACE_GAP = 4e-15  # an optimum on a face with so small a gap is the optimum
+FACE_TRIALS = 4
 CONVERGED_GAP = 1e-10
 RIDGE = 1e-13  # keeps the solve on a face defined where its points are affinely dependent
 
@@ -165,13 +166,37 @@ def _maximize(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tup
 
 
 def _sharpened(Q: Tensor, c: Tensor, weights: Tensor, active: Bool[Tensor, "k batch"]) -> tuple[Tensor, Tensor]:
-    """The optimum on a face, found by one Newton step, and its gap over all; meaningless where it is another face."""
+    """The optimum on a face by Newton steps, and its gap over all; meaningless where it is another face.
+
+    A face with too many pieces shows as weights below 0: these leave, and the step is taken again. Near a kink the gap
+    alone does not tell, as the gap of a small weight on a piece of small slack is the product of the two.
+    """
+    sharp, gap, inside = _newton(Q, c, weights, active)
+    left = (~inside).nonzero().squeeze(1)
+    tried = sharp[:, left]
+    for _ in range(FACE_TRIALS):
+        if not len(left):
+            break
+        tried, gap_tried, inside = _newton(Q[:, :, left], c[:, left], tried, tried > 0)
+        # Between two faces the gap may rise; what counts is where this ends.
+        better = gap_tried <= gap[left] + GAP_TOLERANCE
+        sharp[:, left] = torch.where(better, tried, sharp[:, left])
+        gap[left] = torch.where(better, gap_tried, gap[left])
+        left, tried = left[~inside], tried[:, ~inside]
+    return sharp, gap
+
+
+def _newton(
+    Q: Tensor, c: Tensor, weights: Tensor, active: Bool[Tensor, "k batch"]
+) -> tuple[Tensor, Tensor, Bool[Tensor, " batch"]]:
+    """Weights after one step on the face, their gap over all, and whether none had to be kept from falling below 0."""
     sharp = weights * active
     sharp = sharp / sharp.sum(0)
     sharp = sharp + _face_step(Q, c - _multiply(Q, sharp), active)
+    inside = (sharp >= 0).all(0)
     sharp = sharp.clamp(min=0)
     sharp = sharp / sharp.sum(0)
-    return sharp, _gap_last(Q, c, sharp)
+    return sharp, _gap_last(Q, c, sharp), inside
 
 
 def _interior_point(

@@ -22,6 +22,7 @@ ROWS = 512  # queries worked on together
 CHUNK = 2**22  # entries of slopes worked on at a time
 UNIT = torch.finfo(torch.float32).eps / 2 * 1.01
 EXACT_UNIT = torch.finfo(torch.float64).eps
+UNDERFLOW = 1e-35  # more than the terms of a product can lose by it
 
 
 class Sketch:
@@ -33,6 +34,7 @@ class Sketch:
         offsets: a_i, shape (n,), float64.
     """
 
+    @torch.no_grad()
     def __init__(self, slopes: Float[Tensor, "n d"], offsets: Float[Tensor, " n"]) -> None:
         self.n, d = slopes.shape
         tiles = -(-self.n // TILE)
@@ -46,7 +48,7 @@ class Sketch:
         squares = slopes.square().sum(1)
         self.slope_scale = _nonzero(squares.amax().sqrt())
         self.offset_scale = _nonzero(offsets.abs().amax())
-        self.bounding = torch.zeros(tiles * self.tile, r + 5, device=slopes.device)
+        self.bounding = torch.zeros(tiles * self.tile, r + 5, dtype=torch.float32, device=slopes.device)
         for start in range(0, self.n, max(1, CHUNK // d)):
             part = slice(start, min(self.n, start + max(1, CHUNK // d)))
             kept = slopes[part] @ self.basis
@@ -57,13 +59,14 @@ class Sketch:
         self.bounding[: self.n, r + 2] = offsets / self.offset_scale
         self.bounding[: self.n, r + 3] = self.bounding[: self.n, r + 2].abs()
         self.bounding[: self.n, r + 4] = 1
-        self.guessing = torch.zeros(tiles * self.tile, self.rough + 2, device=slopes.device)
+        self.guessing = torch.zeros(tiles * self.tile, self.rough + 2, dtype=torch.float32, device=slopes.device)
         self.guessing[:, : self.rough] = self.bounding[:, : self.rough]
         self.guessing[:, self.rough] = self.bounding[:, r + 2]
         self.guessing[: self.n, self.rough + 1] = squares / self.slope_scale.square() / 2
         places = torch.arange(tiles * self.tile, device=slopes.device).view(tiles, GROUP, -1)
         self.members = places.transpose(1, 2).reshape(-1, GROUP)
 
+    @torch.no_grad()
     def likely(self, x: Float[Tensor, "rows d"], k: int, M: float = torch.inf) -> Int[Tensor, "rows k"]:
         """The k <= n functions of largest <s_i, x> + a_i - |s_i|^2 / (2M), by a guess from few coordinates."""
         query = torch.empty(len(x), self.rough + 2, dtype=torch.float64, device=x.device)
@@ -76,17 +79,17 @@ class Sketch:
         for part in query.split(ROWS):
             values = part.new_empty(len(part), len(self.guessing))
             largest = torch.cat([grouped.amax(1) for grouped in self._tiles(part, self.guessing, values)], 1)
-            values[:, self.n :] = -torch.inf
             # The k largest lie in the k groups with the largest maxima.
             members = self.members[largest.topk(min(k, largest.shape[1]), dim=1).indices].flatten(1)
             chosen.append(members.gather(1, values.gather(1, members).topk(k, dim=1).indices))
         return torch.cat(chosen)
 
+    @torch.no_grad()
     def above(
-        self, y: Float[Tensor, "rows d"], threshold: Float[Tensor, " rows"]
-    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
+        self, y: Float[Tensor, "rows d"], threshold: Float[Tensor, " rows"], most: float = torch.inf
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]] | None:
         """All pairs (row, function) whose value at y may exceed the threshold of the row, and by how much, relative
-        to the row.
+        to the row; None where there are more than `most`.
 
         The error of a product of r + 5 terms in single precision, for any order of summation, is at most (r + 5 + c) u
         times the sum of the absolute values of the products.
@@ -103,7 +106,10 @@ class Sketch:
         query[:, r + 2] = self.offset_scale
         query[:, r + 3] = self.offset_scale * error
         query[:, r + 4] = limit.abs() * error - limit
-        query = self._rounded(query / query.abs().amax(1, keepdim=True))
+        query = query / query.abs().amax(1, keepdim=True)
+        query[:, r + 4] += UNDERFLOW
+        query = self._rounded(query)
+        pairs = 0
         nothing = torch.zeros(0, dtype=torch.long, device=y.device)
         found = [(nothing, nothing, query[:0, 0])]
         for start in range(0, len(y), ROWS):
@@ -116,13 +122,19 @@ class Sketch:
                 at, place = (~(bounds <= 0)).nonzero(as_tuple=True)
                 function = tile * self.tile + place * grouped.shape[2] + group[at]
                 found.append((row[at] + start, function, bounds[at, place]))
+                pairs += len(at)
+                if pairs > most:
+                    return None
         row, function, bound = (torch.cat(parts) for parts in zip(*found, strict=True))
-        real = function < self.n
-        return row[real], function[real], bound[real]
+        return row, function, bound
 
     def _rounded(self, query: Tensor) -> Tensor:
         # The bounds count on single precision, which faster modes of the product do not keep.
-        return query.float() if torch.get_float32_matmul_precision() == "highest" else query
+        try:
+            single = torch.get_float32_matmul_precision() == "highest"
+        except RuntimeError:  # set by the newer switches, of which this one does not know
+            single = False
+        return query.float() if single else query
 
     def _tiles(
         self, query: Tensor, factors: Tensor, values: Float[Tensor, "rows columns"]
@@ -132,6 +144,7 @@ class Sketch:
             at = start % values.shape[1]
             place = values[:, at : at + self.tile]
             torch.mm(query, factors[start : start + self.tile].to(query.dtype).T, out=place)
+            place[:, max(0, self.n - start) :] = -torch.inf  # padding
             yield place.unflatten(1, (GROUP, -1))
 
 
