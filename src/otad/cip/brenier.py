@@ -58,7 +58,7 @@ class BrenierPotential(nn.Module):
         self.register_buffer("z", z)
         self.register_buffer("potentials", potentials.double())
         self._build()
-        self.register_load_state_dict_post_hook(lambda module, _: module._build())
+        self.register_load_state_dict_post_hook(_rebuild)
 
     def _build(self) -> None:
         """What follows from the points, features and potentials."""
@@ -238,3 +238,7 @@ def _problem(x: Tensor, z: Tensor, ratio: float) -> str | None:
     if not (x.isfinite().all() and z.isfinite().all()):
         return "x and z must be finite; some entries are NaN or infinite"
     return None
+
+
+def _rebuild(potential: BrenierPotential, _: object) -> None:
+    potential._build()

@@ -27,9 +27,9 @@ __all__ = ["gather"]
 AUDIT_SAMPLES = 64
 AUDIT_STEPS = 20
 STEPS = (5, 20, 40)
-RESTARTS = (1, 3)
+RESTARTS = (1, 2)
 BLACK_BOX_SAMPLES = 24  # survivors that a black-box attack is tried on, each with so many queries:
-BLACK_BOX_QUERIES = 300
+BLACK_BOX_QUERIES = 200
 
 
 def gather(
