@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -23,10 +24,11 @@ from otad.certificate import Certificate
 from otad.data import Dataset, load
 from otad.errors import DataError
 from otad.evaluation import evaluate
-from otad.files import plain, write_json, write_text
+from otad.files import plain, refuse_file, write_json, write_text
 from otad.nn import residual_mlp
 from otad.report.cell import DETERMINISTIC, RANDOMISED, Cell
 from otad.report.comparison import Comparison, compared
+from otad.report.comparison_page import comparison_page
 from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
 from otad.runs.methods import METHODS, Fit, Fitted
@@ -76,8 +78,8 @@ def compare(
     """Train, certify, attack and time every method on every data set with every seed.
 
     A cell is one (data set, method, seed). Its file `out`/cells/DATA/METHOD/seed-S.json is written whole when the
-    cell is finished; a cell whose file is there is not run again. When all are there, compare.json, table.md and one
-    plot-DATA.svg per data set are written from all cells in `out`, those of earlier calls included.
+    cell is finished; a cell whose file is there is not run again. When all are there, compare.json, table.md,
+    report.html and one plot-DATA.svg per data set are written from all cells in `out`, those of earlier calls included.
 
     Args:
         sources: data sets, as for `load`.
@@ -103,6 +105,7 @@ def compare(
         ValueError: a setting out of range.
     """
     out = Path(out)
+    refuse_file(out)
     check_attacks(attacks)
     _check(methods, seeds, budget, attacks, n_attacked)
     settings = {
@@ -367,14 +370,16 @@ def _milliseconds(module: nn.Module, x: Tensor, *, repeats: int = 5, seconds: fl
 
 
 def _write_outputs(out: Path) -> list[Comparison]:
-    """compare.json, table.md and the plots, from all cells in the folder."""
+    """compare.json, table.md, report.html and the plots, from all cells in the folder."""
     order = tuple(METHODS)
     by_data: dict[str, list[Cell]] = {}
     for cell in read_cells(out):
         by_data.setdefault(cell.data, []).append(cell)
     comparisons = [compared(cells, order) for cells in by_data.values()]
-    for one in comparisons:
-        write_text(out / f"plot-{one.data}.svg", comparison_plot(one, order))
+    plots = {one.data: comparison_plot(one, order) for one in comparisons}
+    for name, plot in plots.items():
+        write_text(out / f"plot-{name}.svg", plot)
     write_text(out / "table.md", "\n".join(markdown(one) for one in comparisons))
+    write_text(out / "report.html", comparison_page(comparisons, plots, importlib.metadata.version("otad")))
     write_json(out / "compare.json", {"comparisons": [one.to_dict() for one in comparisons]})
     return comparisons
