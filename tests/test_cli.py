@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -479,7 +480,7 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
 
 
 def test_finished_attacks_outlive_an_interruption(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupted(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     words = ["train", "digits", "--out", tmp_path / "run", *TINY, "--attacks", "lines,noise", "--n-attack", "10"]
