@@ -131,11 +131,12 @@ def test_a_constant_column_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCapt
     values = rng.normal(size=(60, 2)) + 4 * kinds[:, None]
     lines = ["a,same,b,label", *(f"{a:.4f},7,{b:.4f},{kind}" for (a, b), kind in zip(values, kinds))]
     write_text(tmp_path / "table.csv", "\n".join(lines) + "\n")
+    methods = {name: METHODS[name] for name in ("otad-global", "1-nn", "lipschitz")}
     settings = {"n_attacked": 5, "attacks": ["lines"], "budget": 1e-3}
     with caplog.at_level(logging.WARNING, "otad"):
-        (one,) = compare([str(tmp_path / "table.csv")], tmp_path / "out", methods=METHODS, **settings)
+        (one,) = compare([str(tmp_path / "table.csv")], tmp_path / "out", methods=methods, **settings)
     assert "same" in caplog.text
-    assert [row.method for row in one.rows] == list(METHODS)
+    assert [row.method for row in one.rows] == list(methods)
     assert next(row for row in one.rows if row.method == "1-nn").clean == (1.0,)
 
 
