@@ -312,8 +312,14 @@ class _Differentiable(torch.autograd.Function):
         return found.value.clone(), found.gradient.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # `once_differentiable` looks at the cotangents alone, but what was saved depends on x as well: without a mark
+        # a second derivative would silently be 0 instead of an error.
+        return _Differentiable._backward(ctx, v.detach().requires_grad_(torch.is_grad_enabled()), h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def _backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:
         x, indices, weights, gradient, slopes = ctx.saved_tensors
         M = ctx.envelope.M
         # Rows without a solution have no derivative.
