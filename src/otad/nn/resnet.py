@@ -2,9 +2,9 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from otad.nn.backbone import Backbone, CenteredFlatten
+from otad.nn.pixels import shuffle, unshuffle
 
 __all__ = ["ConvolutionBranch", "residual_convnet"]
 
@@ -66,5 +66,5 @@ class ConvolutionBranch(nn.Module):
         self.layers = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), out)
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        image = pixel_unshuffle(x.unflatten(1, self.shape), self.factor)
-        return pixel_shuffle(self.layers(image), self.factor).flatten(1)
+        image = unshuffle(x.unflatten(1, self.shape), self.factor)
+        return shuffle(self.layers(image), self.factor).flatten(1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from otad.nn.backbone import Backbone
+from otad.nn.pixels import shuffle, unshuffle
 
 __all__ = ["POOLS", "AttentionBranch", "TokenBranch", "TokenHead", "TokenStem", "residual_transformer"]
 
@@ -119,7 +120,7 @@ class TokenStem(nn.Module):
         if self.mean.ndim == 1:
             tokens = padded.unflatten(1, (-1, self.patch))
         else:
-            tokens = functional.pixel_unshuffle(padded, self.patch).flatten(2).transpose(1, 2)
+            tokens = unshuffle(padded, self.patch).flatten(2).transpose(1, 2)
         tokens = functional.pad(tokens, [0, self.width - tokens.shape[2], self.class_token, 0])
         return (tokens + self.position).flatten(1)
 
@@ -130,7 +131,7 @@ class TokenStem(nn.Module):
             return tokens[:, :, : self.patch].flatten(1)[:, : len(self.mean)] + self.mean
         channels, height, width = self.mean.shape
         patches = tokens[:, :, : channels * self.patch**2].transpose(1, 2).unflatten(2, self.counts)
-        return functional.pixel_shuffle(patches, self.patch)[:, :, :height, :width] + self.mean
+        return shuffle(patches, self.patch)[:, :, :height, :width] + self.mean
 
 
 class AttentionBranch(nn.Module):
@@ -164,9 +165,7 @@ class TokenBranch(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.width = width
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), _zero(hidden, width)
-        )
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), _zero(hidden, width))
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.layers(x.unflatten(1, (-1, self.width))).flatten(1)
