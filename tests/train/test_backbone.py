@@ -1,5 +1,6 @@
 """The training loop: what the transport cost does, determinism, resuming."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_block_costs_are_the_squared_steps_of_the_path(digits: Data) -> None:
     with torch.no_grad():
         for block in backbone.blocks:
             path.append(path[-1] + block(path[-1]))
-    steps = [float((b - a).square().sum(1).mean()) for a, b in zip(path, path[1:], strict=False)]
+    steps = [float((b - a).square().sum(1).mean()) for a, b in pairwise(path)]
     # With rate zero the epoch tells of the network as it is.
     (epoch,) = fit_backbone(backbone, inputs, digits[1][:100], learning_rate=0.0, epochs=1, device="cpu")
     assert epoch.block_costs == pytest.approx([4 * step for step in steps], rel=1e-4)

@@ -50,7 +50,6 @@ def build_backbone(
     if unknown:
         known = ", ".join(map(repr, OPTIONS[name])) or "none"
         raise ValueError(f"the backbone {name!r} has no option {unknown[0]!r}; it has {known}")
-    given = {
-        key: value for key, value in (options | {"n_blocks": n_blocks, "width": width}).items() if value is not None
-    }
+    sizes = {"n_blocks": n_blocks, "width": width}
+    given = {key: value for key, value in (options | sizes).items() if value is not None}
     return BACKBONES[name](mean, n_classes, **given)

@@ -1,4 +1,4 @@
-"""The residual convolutional network: x_{t+1} = x_t + h_t(x_t) with h_t of convolutions, at one resolution per stage."""
+"""The residual convolutional network: x_{t+1} = x_t + h_t(x_t), h_t of convolutions at one resolution per stage."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
