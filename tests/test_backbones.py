@@ -15,7 +15,7 @@ OPTIONS = {"mlp": {}, "resnet": {"stages": 2}, "transformer": {"patch": 4, "head
 
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
-    X, y = load_digits(n_class=3, return_X_y=True)
+    X, y = map(np.asarray, load_digits(n_class=3, return_X_y=True))
     return (X / 16).astype(np.float32).reshape(-1, 1, 8, 8), y
 
 
