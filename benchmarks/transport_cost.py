@@ -19,7 +19,7 @@ from otad.train import fit_backbone
 __all__ = ["run"]
 
 SEED, ALPHA, DIGITS = 0, 1e-3, 1000
-QUICK, FULL = 2, 10
+QUICK, FULL = 2, 8
 COLUMNS = (
     "backbone",
     "d",
@@ -70,7 +70,9 @@ def _row(name: str, x: torch.Tensor, y: torch.Tensor, turns: int) -> tuple[objec
     network = networks[ALPHA]
     d = network.stem(x[:1]).shape[1]
     times = (float(np.median(without)), float(np.median(paid)))
-    return name, d, len(network.blocks), *times, float(middle), float(low), float(high)
+    row = (name, d, len(network.blocks), *times, float(middle), float(low), float(high))
+    print("  ".join(f"{column} {value}" for column, value in zip(COLUMNS, row, strict=True)), flush=True)
+    return row
 
 
 def _epoch(network: Backbone, x: torch.Tensor, y: torch.Tensor, alpha: float) -> float:

@@ -39,7 +39,7 @@ def test_health_of_a_known_quadratic_and_of_a_rotation() -> None:
 def test_health_in_many_dimensions_goes_in_parts() -> None:
     """As many coordinates as the published Transformer has: the neighbourhoods do not fit into one part."""
     torch.manual_seed(0)
-    x = torch.randn(200, 24_960)
+    x = torch.randn(80, 24_960)
     found = health(planar(1.5 * x, x))
-    assert found["neighborhoods"] == 200
+    assert found["neighborhoods"] == 80
     assert max(abs(found[q] - 1.5) for q in ("quartile_1", "median", "maximum")) < 1e-3
