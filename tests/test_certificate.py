@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from otad.certificate import Certificate, certify
+from otad.certificate import Certificate, boundary_distance, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.nn import CenteredFlatten
@@ -137,3 +137,18 @@ def test_share_certified() -> None:
     assert certificate.certified(0.4, np.array([0, 1, 1, 0])) == 0.25
     # At its own norm a perturbation is no longer covered.
     assert certificate.certified(0.5, np.array([0, 1, 1, 0])) == 0.0
+
+
+def test_coordinates_that_the_head_does_not_read_cost_nothing() -> None:
+    """A head on one of many tokens: the allowance for its rounding is that of the token alone."""
+    torch.manual_seed(0)
+    small, large = nn.Linear(8, 3).double(), nn.Linear(8000, 3).double()
+    z, error = torch.randn(20, 8, dtype=torch.float64), torch.zeros(20, dtype=torch.float64)
+    with torch.no_grad():
+        large.weight[:] = nn.functional.pad(small.weight, [0, 7992])
+        large.bias[:] = small.bias
+        expected = boundary_distance(small, z, error, 1e-4)
+        found = boundary_distance(large, nn.functional.pad(z, [0, 7992]), error, 1e-4)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    assert (found[1] > 0).any()

@@ -146,6 +146,7 @@ def test_info_finds_the_data(run: Run, data_dir: Path) -> None:
         ["train", "digits", "--out", "x", "--nonsense"],
         ["train", "digits", "--out", "x", "--epochs", "many"],
         ["train", "digits", "--out", "x", "--interpolation", "magic"],
+        ["train", "digits", "--out", "x", "--backbone", "magic"],
         ["train", "digits", "--out", "x", "--radii", "half"],
         ["attack", "run", "digits", "--eps", "1,,2"],
         ["attack", "run", "digits", "--norm", "l7"],
@@ -284,6 +285,36 @@ def test_predict_writes_csv(run: Run, trained: Path, tmp_path: Path) -> None:
     assert (code, out, err) == (0, "", "")
     assert list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))) == rows
     assert len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "transformer"])
+def test_another_backbone_is_trained_and_saved(run: Run, tmp_path: Path, backbone: str) -> None:
+    few = [*TINY, "--epochs", "4", "--n-train", "100", "--n-test", "20", "--attacks", "none"]
+    code, out, _ = run("train", "digits", "--out", tmp_path / "run", *few, "--backbone", backbone)
+    assert code == 0
+    assert "OTAD" in out
+    facts = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert facts["parameters"]["backbone"] == backbone
+    code, out, _ = run("predict", tmp_path / "run", "digits", "--quiet")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    right = np.mean([row["predicted"] == row["label"] for row in rows])
+    assert right == pytest.approx(json.loads((tmp_path / "run" / "metrics.json").read_text())["clean_accuracy"])
+
+
+def test_a_resnet_takes_no_table(run: Run, tmp_path: Path) -> None:
+    write_text(tmp_path / "cells.csv", table(60))
+    words = [
+        "train",
+        tmp_path / "cells.csv",
+        "--out",
+        tmp_path / "run",
+        "--label",
+        "kind",
+        "--backbone",
+        "resnet",
+        "-q",
+    ]
+    assert "needs images" in one_line(*run(*words))
 
 
 def test_certify_writes_csv(run: Run, trained: Path) -> None:

@@ -124,7 +124,8 @@ def boundary_distance(
     rows, biases = head.weight, head.bias
     apart = (rows[label][:, None] - rows[None]).square().sum(2).sqrt()
     size = z.norm(dim=1)
-    head_error = z.shape[1] * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
+    terms = int((rows != 0).sum(1).amax())  # zeros, as in a head on one token, add no rounding
+    head_error = terms * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
     margin = logits.gather(1, label[:, None]) - logits - head_error - head_error.gather(1, label[:, None])
     others = torch.ones_like(margin, dtype=torch.bool).scatter(1, label[:, None], False)
     # Two classes with one row are told apart by their biases, whatever the feature.

@@ -18,7 +18,7 @@ from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.errors import DataError, OTADError
-from otad.nn import residual_mlp
+from otad.nn import BACKBONES, Backbone, build_backbone
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
 from otad.transport import health, read_transport_map
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 ALLOWED = {
     "interpolation": ("global", "neighborhood"),
-    "backbone": ("mlp",),
+    "backbone": tuple(BACKBONES),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
 }
@@ -56,8 +56,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         interpolation: "global" (one potential for all training points) or "neighborhood" (the published OTAD).
-        backbone: "mlp".
-        n_blocks, width: residual blocks and their hidden units (None: chosen by the dimension).
+        backbone: "mlp", "resnet" (images only) or "transformer".
+        n_blocks, width: residual blocks (layers of a Transformer) and their hidden units (channels of a ResNet's first
+            stage, coordinates of a token); None: chosen for the network and the data.
+        backbone_options: what only this network has, see `otad.nn.build_backbone`, such as {"patch": 4, "heads": 12}.
         alpha: weight of the transport cost; 0 trains an ordinary network, whose map has no small Lipschitz constant.
         margin: weight of the margin that counts the map's Lipschitz quotient while training.
         epochs: of training; None takes 12, or more where the data set is so small that this is under 500 steps.
@@ -102,8 +104,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         interpolation: str = "global",
         *,
         backbone: str = "mlp",
-        n_blocks: int = 5,
+        n_blocks: int | None = None,
         width: int | None = None,
+        backbone_options: dict[str, Any] | None = None,
         alpha: float = 1e-3,
         margin: float = 0.5,
         epochs: int | None = None,
@@ -127,6 +130,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.backbone = backbone
         self.n_blocks = n_blocks
         self.width = width
+        self.backbone_options = backbone_options
         self.alpha = alpha
         self.margin = margin
         self.epochs = epochs
@@ -186,7 +190,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone_ = residual_mlp(inputs.mean(0), len(self.classes_), n_blocks=self.n_blocks, width=self.width)
+            self.backbone_ = self._untrained(inputs.mean(0))
         history = fit_backbone(
             self.backbone_,
             inputs,
@@ -204,6 +208,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             progress=self.verbose,
         )
         self.history_ = [vars(epoch).copy() for epoch in history]
+
+    def _untrained(self, mean: Tensor) -> Backbone:
+        sizes = {"n_blocks": self.n_blocks, "width": self.width, "options": self.backbone_options}
+        return build_backbone(self.backbone, mean, len(self.classes_), **sizes)
 
     def _epochs(self, n: int) -> int:
         if self.epochs is not None:
@@ -332,9 +340,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             for name in {*LEARNED, *saved.learned}:
                 setattr(self, f"{name}_", saved.learned[name])
             self.transport_ = saved.transport
-            self.backbone_ = residual_mlp(
-                torch.zeros(self.input_shape_), len(self.classes_), n_blocks=self.n_blocks, width=self.width
-            )
+            self.backbone_ = self._untrained(torch.zeros(self.input_shape_))
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
             self.module_ = self._defended(saved.potential)
@@ -361,7 +367,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "n_blocks", "n_neighbors"):
             value = getattr(self, name)
-            if name == "epochs" and value is None:
+            if name in ("epochs", "n_blocks") and value is None:
                 continue
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")

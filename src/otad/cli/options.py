@@ -14,6 +14,7 @@ from otad.errors import DataError
 __all__ = [
     "DATA_HELP",
     "Attacks",
+    "Backbone",
     "Data",
     "DataDir",
     "Debug",
@@ -40,6 +41,14 @@ class Interpolation(StrEnum):
 
     GLOBAL = "global"
     NEIGHBORHOOD = "neighborhood"
+
+
+class Backbone(StrEnum):
+    """Networks that can be trained."""
+
+    MLP = "mlp"
+    RESNET = "resnet"
+    TRANSFORMER = "transformer"
 
 
 class Norm(StrEnum):

@@ -9,6 +9,7 @@ import typer
 from otad.cli.failures import Interrupted, job
 from otad.cli.options import (
     Attacks,
+    Backbone,
     Data,
     DataDir,
     Debug,
@@ -91,6 +92,9 @@ def train(
     interpolation: Annotated[
         Interpolation, typer.Option("--interpolation", help="How features between training points are made.")
     ] = (Interpolation.GLOBAL),
+    backbone: Annotated[
+        Backbone, typer.Option("--backbone", help="The network: resnet for images only, the others for tables too.")
+    ] = Backbone.MLP,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -117,12 +121,13 @@ def train(
 
     budgets = numbers(radii, "--radii")
     read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
-    settings: dict[str, Any] = {"interpolation": str(interpolation)}
+    settings: dict[str, Any] = {"interpolation": str(interpolation), "backbone": str(backbone)}
     if alpha is not None:
         settings["alpha"] = alpha
     options = {
         "--out": out,
         "--interpolation": interpolation,
+        "--backbone": backbone,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

@@ -17,7 +17,7 @@ __all__ = ["page"]
 def page(
     report: Report,
     *,
-    history: Sequence[Mapping[str, float]] = (),
+    history: Sequence[Mapping[str, Any]] = (),
     transport: TransportPicture | None = None,
     gallery: Sequence[GallerySample] = (),
     gallery_note: str = "",

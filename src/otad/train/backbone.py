@@ -5,12 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -34,6 +35,7 @@ class Epoch:
         transport_cost: mean over the training samples, in squared stem units.
         accuracy: share of training samples classified correctly while training.
         seconds: wall time since training began.
+        block_costs: each block's part of the transport cost, first block first.
     """
 
     epoch: int
@@ -41,6 +43,7 @@ class Epoch:
     transport_cost: float
     accuracy: float
     seconds: float
+    block_costs: list[float] = field(default_factory=list)
 
 
 def fit_backbone(
@@ -105,23 +108,25 @@ def fit_backbone(
     with tqdm(total=epochs, initial=len(history), desc="training", unit="epoch", disable=not show) as bar:
         for epoch in range(len(history), epochs):
             order.epoch = epoch
-            sums = torch.zeros(4, device=accelerator.device)
+            sums = torch.zeros(3 + len(backbone.blocks), device=accelerator.device)
             for step, (inputs, labels) in enumerate(loader):
                 _set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
-                loss, cost, accuracy = objective(inputs, labels)
+                loss, accuracy, costs = objective(inputs, labels)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
-                facts = torch.stack([loss.detach(), cost, accuracy, torch.ones_like(accuracy)])
-                sums += len(labels) * facts.float()
-            loss, cost, accuracy, _ = _mean(accelerator, sums).tolist()
-            history.append(Epoch(epoch + 1, loss, cost, accuracy, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{cost:.2f}", accuracy=f"{accuracy:.1%}")
+                facts = torch.stack([torch.ones_like(accuracy), loss.detach(), accuracy])
+                sums += len(labels) * torch.cat([facts, costs]).float()
+            _, loss, accuracy, *costs = _mean(accelerator, sums).tolist()
+            history.append(Epoch(epoch + 1, loss, sum(costs), accuracy, time.perf_counter() - started, costs))
+            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{sum(costs):.2f}", accuracy=f"{accuracy:.1%}")
             bar.update()
             logger.debug("%s", history[-1])
             if accelerator.is_main_process:
                 state.save(backbone, optimizer, [asdict(row) for row in history])
     optimizer.zero_grad(set_to_none=True)
+    for buffer in backbone.buffers():  # batch statistics of the last step are each process's own
+        buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
     backbone.to("cpu").eval().requires_grad_(False)
     return history
 
@@ -136,11 +141,11 @@ def _digest(x: Tensor, y: Tensor) -> str:
 
 def _mean(accelerator: Accelerator, sums: Tensor) -> Tensor:
     total = accelerator.reduce(sums, "sum")
-    return total / total[3]  # type: ignore[index]
+    return total / total[0]  # type: ignore[index]
 
 
 class _Objective(nn.Module):
-    """Loss, transport cost and accuracy of a batch; a module of its own so that any engine can wrap it."""
+    """Loss, accuracy and cost of each block for a batch; a module of its own so that any engine can wrap it."""
 
     def __init__(self, backbone: Backbone, alpha: float, margin: float) -> None:
         super().__init__()
@@ -148,13 +153,15 @@ class _Objective(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         points = self.backbone.stem(inputs)
-        z, cost = self.backbone.transport(points)
+        z, costs = self.backbone.path(points)
         logits = self.backbone.head(z)
         accuracy = (logits.argmax(1) == labels).float().mean()
         if self.margin:
             logits = logits + self.margin * _quotient(points, z) * _row_distances(self.backbone.head.weight, labels)
-        loss = nn.functional.cross_entropy(logits, labels) + self.alpha * cost.mean()
-        return loss, cost.detach().mean(), accuracy
+        loss = nn.functional.cross_entropy(logits, labels)
+        if self.alpha:
+            loss = loss + self.alpha * costs.sum(1).mean()
+        return loss, accuracy, costs.detach().mean(0)
 
 
 def _quotient(points: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]) -> Tensor:
