@@ -15,7 +15,7 @@ LAYERS = [
     {"baselines"},
     {"train", "attacks", "audit", "certificate", "report"},
     {"defense"},
-    {"transport"},
+    {"transport", "retrieval"},
     {"cip", "nn", "neighbors", "data", "storage"},
     {"results", "files"},
     {"errors"},

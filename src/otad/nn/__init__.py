@@ -1,7 +1,16 @@
 """Networks: stem, residual trunk, linear head."""
 
 from otad.nn.backbone import Backbone, CenteredFlatten
+from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, residual_embedding
 from otad.nn.mlp import residual_mlp
 from otad.nn.transport_cost import transport_cost
 
-__all__ = ["Backbone", "CenteredFlatten", "residual_mlp", "transport_cost"]
+__all__ = [
+    "Backbone",
+    "CenteredFlatten",
+    "OrthogonalEmbedding",
+    "UnitEmbedding",
+    "residual_embedding",
+    "residual_mlp",
+    "transport_cost",
+]

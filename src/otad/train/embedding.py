@@ -1,0 +1,141 @@
+"""Fit the metric that chooses neighbours: near means of the same class."""
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from otad.nn.embedding import OrthogonalEmbedding
+from otad.train.state import TrainingState
+from otad.train.steps import Batches, Shuffled, digest, mean_over_processes, set_rate, whole_batch
+
+__all__ = ["EmbeddingEpoch", "TripletLoss", "fit_embedding"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbeddingEpoch:
+    """What the progress bar shows.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean triplet loss over the samples.
+        seconds: wall time since training began.
+    """
+
+    epoch: int
+    loss: float
+    seconds: float
+
+
+class TripletLoss(nn.Module):
+    """Mean of margin + |e_a - e_p| - |e_a - e_n| over the batch's semi-hard triplets; 0 where there is none.
+
+    A triplet has an anchor a, a sample p of its class and a sample n of another; it is semi-hard where n is farther
+    than p, but by no more than the margin.
+
+    Args:
+        margin: in units of the coordinates.
+
+    Source: Schroff, Kalenichenko, Philbin, CVPR 2015, arXiv 1503.03832; package pytorch-metric-learning.
+    """
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        distance = LpDistance(normalize_embeddings=False)  # a network that wants norm 1 sees to it itself
+        self.miner = TripletMarginMiner(margin=margin, type_of_triplets="semihard", distance=distance)
+        self.loss = TripletMarginLoss(margin=margin, distance=distance, reducer=MeanReducer())
+
+    def forward(self, e: Float[Tensor, "batch e"], y: Int[Tensor, " batch"]) -> Tensor:
+        return self.loss(e, y, self.miner(e, y))
+
+
+def fit_embedding(
+    embedding: nn.Module,
+    x: Float[Tensor, "n ..."],
+    y: Int[Tensor, " n"],
+    *,
+    margin: float = 0.2,
+    epochs: int = 10,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    mixed_precision: str = "no",
+    progress: bool = False,
+) -> list[EmbeddingEpoch]:
+    """Minimise the triplet loss by Adam with a cosine schedule, in place.
+
+    Args:
+        embedding: inputs -> coordinates; trained in place and left frozen, in eval mode, on the CPU. The weights of an
+            `OrthogonalEmbedding` are made orthogonal again after every step.
+        x: training inputs.
+        y: class indices.
+        margin: of `TripletLoss`.
+        epochs: passes over the data.
+        batch_size: samples a step, per process; triplets are formed within a batch.
+        learning_rate: the largest of the schedule.
+        seed: of the batch order; the caller seeds the weights.
+        checkpoint: folder for the last epoch's state, written after every epoch.
+        resume: go on from the checkpoint where there is one.
+        device: "cpu", "cuda", ..; None leaves it to accelerate.
+        mixed_precision: "no", "bf16" or "fp16".
+        progress: show a bar with the loss.
+
+    Returns:
+        one row per epoch, those before a resumed checkpoint included.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
+    """
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    order = Shuffled(len(x), seed)
+    loader = DataLoader(Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
+    embedding.requires_grad_(True)
+    optimizer = torch.optim.Adam(embedding.parameters(), lr=learning_rate)
+    network, optimizer, loader = accelerator.prepare(embedding, optimizer, loader)
+    settings = {"margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed, "data": digest(x, y)}
+    settings |= {"learning_rate": learning_rate, "shapes": [list(v.shape) for v in embedding.state_dict().values()]}
+    state = TrainingState(checkpoint, "embedding", settings)
+    history = [EmbeddingEpoch(**row) for row in state.load(embedding, optimizer)] if resume else []
+    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
+    criterion = TripletLoss(margin)
+    show = progress and accelerator.is_local_main_process
+    network.train()
+    with tqdm(total=epochs, initial=len(history), desc="embedding", unit="epoch", disable=not show) as bar:
+        for epoch in range(len(history), epochs):
+            order.epoch = epoch
+            sums = torch.zeros(2, device=accelerator.device)
+            for step, (inputs, labels) in enumerate(loader):
+                set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
+                loss = criterion(network(inputs).float(), labels)
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                optimizer.step()
+                if isinstance(embedding, OrthogonalEmbedding):
+                    embedding.orthogonalise()
+                sums += len(labels) * torch.stack([loss.detach(), torch.ones_like(loss)])
+            loss, _ = mean_over_processes(accelerator, sums).tolist()
+            history.append(EmbeddingEpoch(epoch + 1, loss, time.perf_counter() - started))
+            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.update()
+            logger.debug("%s", history[-1])
+            if accelerator.is_main_process:
+                state.save(embedding, optimizer, [asdict(row) for row in history])
+    optimizer.zero_grad(set_to_none=True)
+    embedding.to("cpu").eval().requires_grad_(False)
+    return history
