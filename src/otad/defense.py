@@ -123,7 +123,8 @@ class NeighborhoodInterpolation(nn.Module):
         branch: "lower" (published), "upper" or "mean".
         infeasible: what to do where the neighbours admit no potential within the bounds. "relax" keeps the bounds and
             takes the potentials of the smallest class F(-L', L') that admits them: the Lipschitz bound and the hull
-            property stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise" raises.
+            property stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise"
+            raises.
 
     Raises:
         ValueError: a setting out of range, or a retrieval that does not hold one point for each of x.
@@ -180,8 +181,8 @@ class NeighborhoodInterpolation(nn.Module):
         Returns:
             value: shape (batch, d).
             stats: "indices", "weights" (batch, k); "distances" (batch, k), in the metric of the retrieval;
-                "next_distance" (batch,), to the first point outside, inf where there is none; "l", "L" (batch,) used; "relaxed" (batch,); and
-                those of `interpolate`.
+                "next_distance" (batch,), to the first point outside, inf where there is none; "l", "L" (batch,) used;
+                "relaxed" (batch,); and those of `interpolate`.
 
         Raises:
             InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.

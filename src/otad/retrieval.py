@@ -48,9 +48,10 @@ class Retrieval(nn.Module):
     they are, so that a float64 copy of a model has the same neighbours.
 
     Args:
-        embedding: inputs -> coordinates. Its attribute `lipschitz` bounds its Lipschitz constant; without the attribute,
-            or where it is None, none is known. It works in its own dtype, whatever the inputs': in float64 the
-            neighbours of a query can depend on its batch only if two training points tie to 1e-12, in float32 to 1e-6.
+        embedding: inputs -> coordinates. Its attribute `lipschitz` bounds its Lipschitz constant; without it, or where
+            it is None, none is known. One with a constant is put into float64, because certificates rest on it; any
+            other works in its own dtype, and then the neighbours of a query can depend on its batch where two training
+            points tie to rounding (1e-6 in float32).
         points: coordinates of the training points, in the order of the transport map, shape (n, e).
 
     Attributes:
@@ -64,13 +65,17 @@ class Retrieval(nn.Module):
         self.embedding = embedding.eval().requires_grad_(False)
         bound = getattr(embedding, "lipschitz", None)
         self.lipschitz = float("inf") if bound is None else float(bound)
+        if bound is not None:
+            self.embedding.double()
         self.register_buffer("points", points.double())
 
     @classmethod
     def of(cls, embedding: nn.Module, inputs: Float[Tensor, "n ..."]) -> "Retrieval":
         """Embed these training inputs."""
         with torch.no_grad():
-            return cls(embedding, _embedded(embedding.eval(), inputs))
+            retrieval = cls(embedding, torch.empty(0, 0))
+            retrieval.points = retrieval(inputs)
+            return retrieval
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch e"]:
         return _embedded(self.embedding, x)

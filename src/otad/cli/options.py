@@ -26,6 +26,7 @@ __all__ = [
     "PartOption",
     "Quiet",
     "Radii",
+    "Retrieval",
     "Seed",
     "attack_names",
     "numbers",
@@ -38,6 +39,14 @@ class Interpolation(StrEnum):
 
     GLOBAL = "global"
     NEIGHBORHOOD = "neighborhood"
+
+
+class Retrieval(StrEnum):
+    """Metrics that choose the neighbours."""
+
+    EUCLIDEAN = "euclidean"
+    LEARNED = "learned"
+    ROBUST = "robust"
 
 
 class Norm(StrEnum):

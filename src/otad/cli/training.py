@@ -17,6 +17,7 @@ from otad.cli.options import (
     Norm,
     Quiet,
     Radii,
+    Retrieval,
     Seed,
     attack_names,
     numbers,
@@ -100,6 +101,9 @@ def train(
     interpolation: Annotated[
         Interpolation, typer.Option("--interpolation", help="How features between training points are made.")
     ] = (Interpolation.GLOBAL),
+    retrieval: Annotated[
+        Retrieval, typer.Option("--retrieval", help="Metric that chooses the neighbours of a neighbourhood.")
+    ] = Retrieval.EUCLIDEAN,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -126,7 +130,7 @@ def train(
 
     budgets = numbers(radii, "--radii")
     read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
-    settings: dict[str, Any] = {"interpolation": str(interpolation)}
+    settings: dict[str, Any] = {"interpolation": str(interpolation), "retrieval": str(retrieval)}
     if alpha is not None:
         settings["alpha"] = alpha
     command = [
@@ -154,6 +158,7 @@ def train(
         "--data-dir": data_dir,
     }
     command += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    command += ["--retrieval", str(retrieval)] if retrieval is not Retrieval.EUCLIDEAN else []
     command += ["--label", label] if label != "label" else []
     _run(
         read,

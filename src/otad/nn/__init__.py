@@ -1,7 +1,7 @@
 """Networks: stem, residual trunk, linear head."""
 
 from otad.nn.backbone import Backbone, CenteredFlatten
-from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, residual_embedding
+from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, build_embedding, residual_embedding
 from otad.nn.mlp import residual_mlp
 from otad.nn.transport_cost import transport_cost
 
@@ -10,6 +10,7 @@ __all__ = [
     "CenteredFlatten",
     "OrthogonalEmbedding",
     "UnitEmbedding",
+    "build_embedding",
     "residual_embedding",
     "residual_mlp",
     "transport_cost",

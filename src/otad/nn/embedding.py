@@ -1,7 +1,7 @@
 """Embeddings that choose neighbours: inputs to coordinates in which near means alike."""
 
 import itertools
-from collections.abc import Sequence
+import math
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,22 @@ from torch import Tensor, nn
 
 from otad.nn.backbone import CenteredFlatten
 
-__all__ = ["OrthogonalEmbedding", "UnitEmbedding", "residual_embedding"]
+__all__ = ["OrthogonalEmbedding", "UnitEmbedding", "build_embedding", "residual_embedding"]
 
 COORDINATES = 128
+
+
+def build_embedding(kind: str, mean: Float[Tensor, "..."], width: int | None = None) -> nn.Module:
+    """An untrained embedding: "learned" (`residual_embedding`) or "robust" (`OrthogonalEmbedding`).
+
+    Args:
+        kind: of the two.
+        mean: training mean, in the shape of one sample.
+        width: of the network; None for its default.
+    """
+    if kind == "learned":
+        return residual_embedding(mean, width=width)
+    return OrthogonalEmbedding(mean, width=width)
 
 
 class UnitEmbedding(nn.Module):
@@ -52,12 +65,12 @@ def residual_embedding(mean: Float[Tensor, "..."], *, width: int | None = None) 
     stages = [nn.Conv2d(mean.shape[0], channels, 3, padding=1, bias=False)]
     for stage, (a, b) in enumerate(itertools.pairwise(sizes)):
         stages += [_PreActivationBlock(a, b, stride=2 if stage else 1), _PreActivationBlock(b, b)]
-    end = [nn.BatchNorm2d(sizes[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], COORDINATES)]
-    return UnitEmbedding(mean, nn.Sequential(*stages, *end))
+    pooled = [nn.BatchNorm2d(sizes[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return UnitEmbedding(mean, nn.Sequential(*stages, *pooled, nn.Linear(sizes[-1], COORDINATES)))
 
 
 class _PreActivationBlock(nn.Module):
-    """Normalisation and ReLU before each of two 3 x 3 convolutions; a 1 x 1 one on the way around where sizes change."""
+    """Normalisation and ReLU before each of two 3 x 3 convolutions; a 1 x 1 one around them where sizes change."""
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -84,15 +97,21 @@ class OrthogonalEmbedding(nn.Module):
 
     Args:
         mean: training mean, in the shape of one sample.
-        widths: units of the hidden layers, even numbers.
+        width: units of the two hidden layers, an even number; None: 256.
+
+    Raises:
+        ValueError: an odd width.
 
     Source: Anil, Lucas, Grosse, ICML 2019, arXiv 1811.05381.
     """
 
-    def __init__(self, mean: Float[Tensor, "..."], widths: Sequence[int] = (256, 256)) -> None:
+    def __init__(self, mean: Float[Tensor, "..."], *, width: int | None = None) -> None:
         super().__init__()
+        width = width or 256
+        if width % 2:
+            raise ValueError(f"MaxMin takes units in pairs: width must be even; got {width}")
         self.flatten = CenteredFlatten(mean)
-        sizes = [mean.numel(), *widths, COORDINATES]
+        sizes = [mean.numel(), width, width, COORDINATES]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         for layer in self.layers:
             nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
@@ -106,13 +125,13 @@ class OrthogonalEmbedding(nn.Module):
 
     @property
     def lipschitz(self) -> float:
-        """Product of the spectral norms, from the weights as they are; the excess covers the rounding of these norms."""
-        norms = [torch.linalg.matrix_norm(layer.weight.detach().double(), ord=2) for layer in self.layers]  # type: ignore[operator]
-        return float(torch.stack(norms).prod()) * (1 + 1e-9)
+        """Product of the spectral norms, from the weights as they are; the excess covers the rounding of the norms."""
+        weights = [layer.weight.detach().double() for layer in self.layers]  # type: ignore[operator]
+        return math.prod(float(torch.linalg.matrix_norm(weight, ord=2)) for weight in weights) * (1 + 1e-9)
 
     @torch.no_grad()
     def orthogonalise(self) -> None:
-        """Move each weight to a matrix with orthonormal rows, or columns where it has fewer; what a step has to end with."""
+        """Give each weight orthonormal rows, or columns where it has fewer; every step of training ends with this."""
         for layer in self.layers:
             weight: Tensor = layer.weight  # type: ignore[assignment]
             wide = weight if weight.shape[0] <= weight.shape[1] else weight.T

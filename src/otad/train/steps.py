@@ -22,9 +22,9 @@ def digest(x: Tensor, y: Tensor) -> str:
 
 
 def mean_over_processes(accelerator: Accelerator, sums: Tensor) -> Tensor:
-    """Sums of all processes, divided by the last of them: the number of samples."""
+    """Sums of all processes, divided by the first of them: the number of samples."""
     total = accelerator.reduce(sums, "sum")
-    return total / total[-1]  # type: ignore[index]
+    return total / total[0]  # type: ignore[index]
 
 
 class Batches(Dataset):
