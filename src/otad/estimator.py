@@ -227,7 +227,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             embedding = build_embedding(self.retrieval, inputs.mean(0), self.embedding_width)
         history = fit_embedding(embedding, inputs, labels, epochs=self.embedding_epochs, **self._run_options(seed))
         self.embedding_history_ = [vars(epoch).copy() for epoch in history]
-        return Retrieval.of(embedding, inputs[self.transport_.samples])
+        retrieval = Retrieval.of(embedding, inputs[self.transport_.samples])
+        if not retrieval.points.isfinite().all():
+            raise OTADError("training the embedding diverged: coordinates are not finite; scale the columns of X")
+        return retrieval
 
     def _run_options(self, seed: int) -> dict[str, Any]:
         """Of every training loop."""

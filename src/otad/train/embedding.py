@@ -117,13 +117,15 @@ def fit_embedding(
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
     """
     orthogonal = isinstance(embedding, OrthogonalEmbedding)
-    margin = margin or (0.4 * _gap_between_classes(x, y) if orthogonal else 0.2)
+    if margin is None:
+        margin = 0.4 * _gap_between_classes(x, y) if orthogonal else 0.2
     batch_size = batch_size or (256 if orthogonal else 128)
     learning_rate = learning_rate or (5e-3 if orthogonal else 3e-3)
     epochs = epochs or max(20 if orthogonal else 10, math.ceil(LEAST_STEPS / math.ceil(len(x) / batch_size)))
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
     order = Shuffled(len(x), seed)
-    loader = DataLoader(Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
+    lonely = len(x) % batch_size == 1 and len(x) > 1  # one sample alone has neither triplets nor batch statistics
+    loader = DataLoader(Batches(x, y), batch_size, sampler=order, collate_fn=whole_batch, drop_last=lonely)
     embedding.requires_grad_(True)
     optimizer = torch.optim.Adam(embedding.parameters(), lr=learning_rate)
     network, optimizer, loader = accelerator.prepare(embedding, optimizer, loader)
