@@ -16,6 +16,8 @@ from otad.retrieval import Retrieval
 class Linear(nn.Module):
     """A fixed linear embedding; its constant is the spectral norm."""
 
+    matrix: Tensor
+
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix)
@@ -88,8 +90,8 @@ def test_the_constant_of_an_orthogonal_embedding_is_never_exceeded() -> None:
     """Over random pairs, and over pairs that gradient ascent drove to the largest quotient."""
     torch.manual_seed(0)
     embedding = OrthogonalEmbedding(torch.randn(12), width=32)
-    for layer in embedding.layers:
-        layer.weight.data += 0.3 * torch.randn_like(layer.weight)  # not orthogonal: the constant has to be found
+    for weight in embedding.weights:
+        weight.data += 0.3 * torch.randn_like(weight)  # not orthogonal: the constant has to be found
     retrieval = Retrieval.of(embedding, torch.randn(5, 12))
     x = torch.randn(200, 12, dtype=torch.float64)
     step = torch.randn(200, 12, dtype=torch.float64) * 10 ** (-3 * torch.rand(200, 1, dtype=torch.float64))
@@ -114,11 +116,11 @@ def test_the_constant_of_an_orthogonal_embedding_is_never_exceeded() -> None:
 def test_orthogonalised_layers_are_orthogonal(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     embedding = OrthogonalEmbedding(torch.zeros(shape), width=64).double()
-    for layer in embedding.layers:
-        layer.weight.data += 0.2 * torch.randn_like(layer.weight)
+    for weight in embedding.weights:
+        weight.data += 0.2 * torch.randn_like(weight)
     embedding.orthogonalise()
-    for layer in embedding.layers:
-        weight = layer.weight.data
+    for weight in embedding.weights:
+        weight = weight.detach()
         gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
         torch.testing.assert_close(gram, torch.eye(len(gram), dtype=gram.dtype), rtol=0, atol=1e-10)
     assert abs(embedding.lipschitz - 1) < 1e-8

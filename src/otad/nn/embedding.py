@@ -113,8 +113,8 @@ class OrthogonalEmbedding(nn.Module):
         self.flatten = CenteredFlatten(mean)
         sizes = [mean.numel(), width, width, COORDINATES]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        for layer in self.layers:
-            nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+        for weight in self.weights:
+            nn.init.orthogonal_(weight)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch e"]:
         e = self.layers[0](self.flatten(x))
@@ -124,16 +124,20 @@ class OrthogonalEmbedding(nn.Module):
         return e
 
     @property
+    def weights(self) -> list[Tensor]:
+        """Of the linear layers, in the order they act."""
+        return [layer.weight for layer in self.layers]  # type: ignore[misc]
+
+    @property
     def lipschitz(self) -> float:
         """Product of the spectral norms, from the weights as they are; the excess covers the rounding of the norms."""
-        weights = [layer.weight.detach().double() for layer in self.layers]  # type: ignore[operator]
-        return math.prod(float(torch.linalg.matrix_norm(weight, ord=2)) for weight in weights) * (1 + 1e-9)
+        norms = [torch.linalg.matrix_norm(weight.detach().double(), ord=2) for weight in self.weights]
+        return math.prod(float(norm) for norm in norms) * (1 + 1e-9)
 
     @torch.no_grad()
     def orthogonalise(self) -> None:
         """Give each weight orthonormal rows, or columns where it has fewer; every step of training ends with this."""
-        for layer in self.layers:
-            weight: Tensor = layer.weight  # type: ignore[assignment]
+        for weight in self.weights:
             wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
             triangle = torch.linalg.cholesky(wide @ wide.T)
             wide.copy_(torch.linalg.solve_triangular(triangle, wide, upper=False))
