@@ -80,6 +80,7 @@ def test_copies_keep_the_neighbors(kind: str) -> None:
     assert retrieval.points.dtype == torch.float64
     alone = torch.cat([model.features(row[None]).stats["indices"] for row in queries])
     assert torch.equal(alone, found["indices"])
+    assert next(model.parameters()).dtype == queries.dtype  # by this, tools choose the precision of inputs
     # A training input is its own nearest neighbour.
     own = model.features(images).stats
     assert torch.equal(own["indices"][:, 0], torch.arange(60))

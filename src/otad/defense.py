@@ -46,7 +46,9 @@ class OTAD(nn.Module):
 
     def __init__(self, stem: nn.Module, interpolation: nn.Module, head: nn.Linear) -> None:
         super().__init__()
-        self.stem, self.interpolation, self.head = stem, interpolation, head
+        # The head before the interpolation: tools, `evaluate` among them, take the precision of a module's first
+        # parameter for that of its inputs, and an embedding may lie in float64.
+        self.stem, self.head, self.interpolation = stem, head, interpolation
         self.eval().requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
