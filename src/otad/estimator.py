@@ -17,14 +17,14 @@ from torch import Tensor
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
-from otad.errors import DataError, ModelFolderError, OTADError
+from otad.errors import DataError, OTADError
 from otad.nn import residual_mlp
 from otad.nn.embedding import build_embedding
 from otad.retrieval import Retrieval
-from otad.storage import describing_damage, labels_from_json, labels_to_json, read_model, write_model
+from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
 from otad.train.embedding import fit_embedding
-from otad.transport import TransportMap, health, read_transport_map
+from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
 
@@ -90,7 +90,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         module_: `OTAD`, inputs as given to fit -> logits.
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
-        embedding_history_: one dict per epoch of the embedding.
+        embedding_history_: one dict per epoch of the embedding, where `retrieval` has one.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
 
@@ -219,7 +219,6 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.history_ = [vars(epoch).copy() for epoch in history]
 
     def _learn_retrieval(self, inputs: Tensor, labels: Tensor, seed: int) -> Retrieval | None:
-        self.embedding_history_: list[dict[str, Any]] = []
         if self.retrieval == "euclidean":
             return None
         with torch.random.fork_rng(devices=[]):
@@ -348,30 +347,22 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
         potential = getattr(self.module_.interpolation, "potential", None)
-        tensors = {f"backbone.{name}": value for name, value in self.backbone_.state_dict().items()}
-        tensors |= {f"transport.{name}": getattr(self.transport_, name) for name in TRANSPORT_FIELDS}
-        if isinstance(potential, BrenierPotential):
-            tensors["potentials"] = potential.potentials
         retrieval = self.module_.interpolation.retrieval
+        modules = {"backbone": self.backbone_.state_dict()}
+        learned = {name: getattr(self, f"{name}_") for name in LEARNED}
         if isinstance(retrieval, Retrieval):
-            tensors |= {f"retrieval.{name}": value for name, value in retrieval.state_dict().items()}
-        bounds = self.regularity_
-        facts = {
-            "parameters": self.get_params() | {"random_state": _number(self.random_state)},
-            "seed": self.seed_,
-            "classes": labels_to_json(self.classes_),
-            "n_features_in": self.n_features_in_,
-            "input_shape": list(self.input_shape_),
-            "conflicts": self.transport_.conflicts,
-            "regularity": None if bounds is None else [bounds.l, bounds.L],
-            "history": self.history_,
-            "embedding_history": self.embedding_history_,
-            "health": self.health_,
-            "seconds": self.seconds_,
-        }
+            modules["retrieval"] = retrieval.state_dict()
+            learned["embedding_history"] = self.embedding_history_
         if hasattr(self, "feature_names_in_"):
-            facts["feature_names_in"] = [str(name) for name in self.feature_names_in_]
-        write_model(Path(folder), facts, tensors)
+            learned["feature_names_in"] = self.feature_names_in_
+        saved = SavedClassifier(
+            parameters=self.get_params() | {"random_state": _number(self.random_state)},
+            learned=learned,
+            modules=modules,
+            transport=self.transport_,
+            potential=potential if isinstance(potential, BrenierPotential) else None,
+        )
+        write_classifier(Path(folder), saved)
 
     @classmethod
     def load(cls, folder: str | Path) -> "OTADClassifier":
@@ -380,46 +371,30 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ModelFolderError: the folder is missing, damaged, or of something else.
         """
-        facts, tensors = read_model(Path(folder))
-        damaged = [name for name, value in tensors.items() if not value.isfinite().all()]
-        if damaged:
-            raise ModelFolderError(
-                f"the model in {folder} holds numbers that are not finite ({damaged[0]}); save it again"
-            )
+        saved = read_classifier(Path(folder))
         with describing_damage(Path(folder)):
-            self = cls(**facts["parameters"])
+            self = cls(**saved.parameters)
             self._check_parameters()
-            self.classes_ = labels_from_json(facts["classes"])
-            self.n_features_in_, self.input_shape_ = facts["n_features_in"], tuple(facts["input_shape"])
-            if "feature_names_in" in facts:
-                self.feature_names_in_ = np.array(facts["feature_names_in"], dtype=object)
-            self.seed_ = facts["seed"]
-            self.history_, self.health_, self.seconds_ = facts["history"], facts["health"], facts["seconds"]
-            weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+            for name in {*LEARNED, *saved.learned}:
+                setattr(self, f"{name}_", saved.learned[name])
+            self.transport_ = saved.transport
             self.backbone_ = residual_mlp(
                 torch.zeros(self.input_shape_), len(self.classes_), n_blocks=self.n_blocks, width=self.width
             )
-            self.backbone_.load_state_dict(weights)
+            self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
-            fields = {name: tensors[f"transport.{name}"] for name in TRANSPORT_FIELDS}
-            self.transport_ = TransportMap(**fields, conflicts=facts["conflicts"])
-            potential = None
-            if self.interpolation == "global":
-                bounds = Regularity(*facts["regularity"])
-                potential = BrenierPotential(fields["x"], fields["z"], tensors["potentials"], bounds)
-            # Models saved before there was a choice have neither.
-            self.embedding_history_ = facts.get("embedding_history", [])
-            self.module_ = self._defended(potential, self._restored_retrieval(tensors))
+            self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
         return self
 
-    def _restored_retrieval(self, tensors: dict[str, Tensor]) -> Retrieval | None:
+    def _restored_retrieval(self, modules: dict[str, dict[str, Tensor]]) -> Retrieval | None:
         if self.retrieval == "euclidean":
             return None
+        state = dict(modules["retrieval"])
+        points = state.pop("points")
         embedding = build_embedding(self.retrieval, torch.zeros(self.input_shape_), self.embedding_width)
-        prefix = "retrieval.embedding."
-        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        embedding.load_state_dict(weights, assign=True)
-        return Retrieval(embedding, tensors["retrieval.points"])
+        weights = {name.removeprefix("embedding."): value for name, value in state.items()}
+        embedding.load_state_dict(weights, assign=True)  # in the precision of the file
+        return Retrieval(embedding, points)
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
@@ -498,4 +473,4 @@ def _number(random_state: Any) -> int | None:
 
 
 DEVICES = (None, "cpu", "cuda")
-TRANSPORT_FIELDS = ("x", "z", "y", "samples", "counts")
+LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds")
