@@ -164,7 +164,7 @@ def test_no_point_within_the_radius_of_an_embedded_retrieval_has_another_label(k
     interpolation = NeighborhoodInterpolation(
         x, z, k=6, retrieval=embedded(kind, x), regularity=bounds, ratio=ratio, branch=branch
     )
-    model, inputs = model_of(interpolation), queries(25)
+    model, inputs = model_of(interpolation), queries(40)
     certificate = certify(model, inputs)
     assert (certificate.radius > 0.01).mean() > 0.4
     flip = smallest_flip(model, inputs, certificate.label, 0.9999 * certificate.radius)
