@@ -147,6 +147,7 @@ def test_info_finds_the_data(run: Run, data_dir: Path) -> None:
         ["train", "digits", "--out", "x", "--epochs", "many"],
         ["train", "digits", "--out", "x", "--interpolation", "magic"],
         ["train", "digits", "--out", "x", "--backbone", "magic"],
+        ["train", "digits", "--out", "x", "--retrieval", "magic"],
         ["train", "digits", "--out", "x", "--radii", "half"],
         ["attack", "run", "digits", "--eps", "1,,2"],
         ["attack", "run", "digits", "--norm", "l7"],
@@ -162,6 +163,14 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
     assert out == ""
     assert "Traceback" not in err
     assert "Usage" in err
+
+
+def test_a_metric_without_neighbors_is_refused(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("train", "digits", "--out", tmp_path / "run", "--retrieval", "robust")
+    assert code != 0
+    assert out == ""
+    assert "give interpolation='neighborhood'" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 BAD_TABLES = {

@@ -90,16 +90,20 @@ def certify(
     with torch.no_grad():
         for part in inputs.double().split(batch_size):
             points = exact.stem(part)
-            solution = exact.interpolation(points)
+            retrieval = exact.interpolation.retrieval
+            coordinates = None if retrieval is None else retrieval(part)  # type: ignore[operator]
+            solution = exact.interpolation(points, coordinates)
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
+            boundary = boundary / float(exact.stem.lipschitz)  # type: ignore[arg-type]
             if isinstance(exact.interpolation, GlobalInterpolation):
                 radius, kind = (
                     boundary / exact.interpolation.potential.lipschitz,
                     np.full(len(part), "global", object),
                 )
             else:
-                radius, kind = _neighborhood(exact, points, solution, label, boundary, conditional, rounding)
-            rows.append((label, (radius / float(exact.stem.lipschitz)).clamp(min=0), kind))  # type: ignore[arg-type]
+                where = points if coordinates is None else coordinates
+                radius, kind = _neighborhood(exact, where, solution, label, boundary, conditional, rounding)
+            rows.append((label, radius.clamp(min=0), kind))
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
 
@@ -137,24 +141,30 @@ def boundary_distance(
 
 def _neighborhood(
     model: OTAD,
-    points: Float[Tensor, "batch d"],
+    where: Float[Tensor, "batch e"],
     solution: Solution,
     label: Int[Tensor, " batch"],
     boundary: Float[Tensor, " batch"],
     conditional: bool,
     rounding: float,
 ) -> tuple[Float[Tensor, " batch"], np.ndarray]:
+    """Radii in input units; `boundary` is in them already, `where` is in the space in which neighbours are sought."""
     interpolation, stats = model.interpolation, solution.stats
     assert isinstance(interpolation, NeighborhoodInterpolation)
     free = boundary / torch.maximum(stats["l"].abs(), stats["L"])
     if conditional:
-        return free, np.full(len(points), "conditional", object)
-    # A distance to a training point changes by at most r when x moves by r, so the set stays while 2 r < the gap.
+        return free, np.full(len(where), "conditional", object)
+    if interpolation.retrieval is None:
+        sought, stretch = interpolation.x, float(model.stem.lipschitz)  # type: ignore[arg-type]
+    else:
+        sought, stretch = interpolation.retrieval.points, interpolation.retrieval.lipschitz
+    # A distance to a training point changes by at most stretch r when the input moves by r, so the set stays while
+    # 2 stretch r < the gap.
     room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
-    ties = RETRIEVAL_ROUNDING * (1 + points.norm(dim=1) + stats["distances"][:, -1])
-    room = torch.where(room.isfinite(), room - ties, room).clamp(min=0)
+    ties = RETRIEVAL_ROUNDING * (1 + where.norm(dim=1) + stats["distances"][:, -1])
+    room = torch.where(room.isfinite(), (room - ties).clamp(min=0) / stretch, room)
     radius = free.minimum(room)
-    kind = np.full(len(points), "neighborhood", object)
+    kind = np.full(len(where), "neighborhood", object)
     if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
         exact_features = torch.zeros_like(interpolation.z[:, 0])
         classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
@@ -162,7 +172,9 @@ def _neighborhood(
         unanimous = torch.zeros_like(radius)
         for own in label.unique():
             rows = label == own
-            unanimous[rows] = _unanimous(points[rows], interpolation.x, classes == own, interpolation.k)
+            unanimous[rows] = _unanimous(where[rows], sought, classes == own, interpolation.k)
+        # Infinite where all training points are of the class: then no retrieval can go wrong, known or not.
+        unanimous = torch.where(unanimous.isfinite(), unanimous / stretch, unanimous)
         better = unanimous > radius
         radius = torch.where(better, unanimous, radius)
         kind[better.cpu().numpy()] = "unanimous"
@@ -172,7 +184,7 @@ def _neighborhood(
 def _unanimous(
     x: Float[Tensor, "batch d"], points: Float[Tensor, "n d"], own: Bool[Tensor, " n"], k: int
 ) -> Float[Tensor, " batch"]:
-    """Radius within which the K nearest points are all of the class.
+    """Radius within which the K nearest points are all of the class, in the units of x and points.
 
     With l = 0 the lower interpolant is in the convex hull of the neighbours' features, which lies in the class if
     they all do.

@@ -19,8 +19,11 @@ from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.errors import DataError, OTADError
 from otad.nn import BACKBONES, Backbone, build_backbone
+from otad.nn.embedding import build_embedding
+from otad.retrieval import Retrieval
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
+from otad.train.embedding import fit_embedding
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
@@ -32,6 +35,7 @@ ALLOWED = {
     "backbone": tuple(BACKBONES),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
+    "retrieval": ("euclidean", "learned", "robust"),
 }
 
 
@@ -71,6 +75,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
         n_neighbors: K of "neighborhood".
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
+        retrieval: the metric that chooses the neighbours of "neighborhood": "euclidean" (in stem units), "learned"
+            (published: an embedding trained by triplets; no certificate but the trivial one), "robust" (the same with a
+            known Lipschitz constant, hence certificates).
+        embedding_epochs, embedding_width: of that embedding; None for the defaults of `fit_embedding` and
+            `build_embedding`.
         checkpoint: folder for the state of training after each epoch.
         resume: go on from that state.
         device: "cpu", "cuda", or None to leave it to accelerate. The fitted module lies on the CPU.
@@ -83,6 +92,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         module_: `OTAD`, inputs as given to fit -> logits.
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
+        embedding_history_: one dict per epoch of the embedding, where `retrieval` has one.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
 
@@ -119,6 +129,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: str | None = None,
         n_neighbors: int = 10,
         infeasible: str = "relax",
+        retrieval: str = "euclidean",
+        embedding_epochs: int | None = None,
+        embedding_width: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
         device: str | None = None,
@@ -143,6 +156,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.branch = branch
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
+        self.retrieval = retrieval
+        self.embedding_epochs = embedding_epochs
+        self.embedding_width = embedding_width
         self.checkpoint = checkpoint
         self.resume = resume
         self.device = device
@@ -183,7 +199,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
         self.health_ = health(self.transport_)
         started = self._lap("transport map", started)
-        self.module_ = self._defended()
+        retrieval = self._learn_retrieval(inputs, labels, seed)
+        started = self._lap("retrieval", started)
+        self.module_ = self._defended(retrieval=retrieval)
         self._lap("potential", started)
         return self
 
@@ -200,18 +218,37 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             epochs=self._epochs(len(inputs)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            seed=seed,
-            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
-            resume=self.resume,
-            device=self.device,
-            mixed_precision=self.mixed_precision,
-            progress=self.verbose,
+            **self._run_options(seed),
         )
         self.history_ = [vars(epoch).copy() for epoch in history]
 
     def _untrained(self, mean: Tensor) -> Backbone:
         sizes = {"n_blocks": self.n_blocks, "width": self.width, "options": self.backbone_options}
         return build_backbone(self.backbone, mean, len(self.classes_), **sizes)
+
+    def _learn_retrieval(self, inputs: Tensor, labels: Tensor, seed: int) -> Retrieval | None:
+        if self.retrieval == "euclidean":
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            embedding = build_embedding(self.retrieval, inputs.mean(0), self.embedding_width)
+        history = fit_embedding(embedding, inputs, labels, epochs=self.embedding_epochs, **self._run_options(seed))
+        self.embedding_history_ = [vars(epoch).copy() for epoch in history]
+        retrieval = Retrieval.of(embedding, inputs[self.transport_.samples])
+        if not retrieval.points.isfinite().all():
+            raise OTADError("training the embedding diverged: coordinates are not finite; scale the columns of X")
+        return retrieval
+
+    def _run_options(self, seed: int) -> dict[str, Any]:
+        """Of every training loop."""
+        return {
+            "seed": seed,
+            "checkpoint": Path(self.checkpoint) if self.checkpoint is not None else None,
+            "resume": self.resume,
+            "device": self.device,
+            "mixed_precision": self.mixed_precision,
+            "progress": self.verbose,
+        }
 
     def _epochs(self, n: int) -> int:
         if self.epochs is not None:
@@ -228,7 +265,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             return None
         return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
 
-    def _defended(self, potential: BrenierPotential | None = None) -> OTAD:
+    def _defended(self, potential: BrenierPotential | None = None, retrieval: Retrieval | None = None) -> OTAD:
         transport, regularity = self.transport_, self._bounds()
         interpolation: torch.nn.Module
         if self.interpolation == "global":
@@ -242,6 +279,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 transport.x,
                 transport.z,
                 k=self.n_neighbors,
+                retrieval=retrieval,
                 regularity=regularity,
                 ratio=0.0 if self.ratio is None else self.ratio,
                 factor=self.smoothness_factor,
@@ -298,9 +336,12 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
         """
         check_is_fitted(self)
-        transport, head = self.transport_, self.backbone_.head
+        transport, head, interpolation = self.transport_, self.backbone_.head, self.module_.interpolation
+        parts = transport.x.split(256)
+        retrieval = interpolation.retrieval
+        where = [None] * len(parts) if retrieval is None else retrieval.points.split(256)  # type: ignore[union-attr]
         with torch.no_grad():
-            z = torch.cat([self.module_.interpolation(part).value for part in transport.x.split(256)])
+            z = torch.cat([interpolation(part, at).value for part, at in zip(parts, where)])
             ours, theirs = head(z).argmax(1), head(transport.z).argmax(1)
         weight = transport.counts.double() / transport.counts.sum()
         return {
@@ -314,13 +355,18 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
         potential = getattr(self.module_.interpolation, "potential", None)
+        retrieval = self.module_.interpolation.retrieval
+        modules = {"backbone": self.backbone_.state_dict()}
         learned = {name: getattr(self, f"{name}_") for name in LEARNED}
+        if isinstance(retrieval, Retrieval):
+            modules["retrieval"] = retrieval.state_dict()
+            learned["embedding_history"] = self.embedding_history_
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
             learned=learned,
-            modules={"backbone": self.backbone_.state_dict()},
+            modules=modules,
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
         )
@@ -343,8 +389,18 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             self.backbone_ = self._untrained(torch.zeros(self.input_shape_))
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
-            self.module_ = self._defended(saved.potential)
+            self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
         return self
+
+    def _restored_retrieval(self, modules: dict[str, dict[str, Tensor]]) -> Retrieval | None:
+        if self.retrieval == "euclidean":
+            return None
+        state = dict(modules["retrieval"])
+        points = state.pop("points")
+        embedding = build_embedding(self.retrieval, torch.zeros(self.input_shape_), self.embedding_width)
+        weights = {name.removeprefix("embedding."): value for name, value in state.items()}
+        embedding.load_state_dict(weights, assign=True)  # in the precision of the file
+        return Retrieval(embedding, points)
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
@@ -365,9 +421,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors"):
+        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors", "embedding_epochs", "embedding_width"):
             value = getattr(self, name)
-            if name in ("epochs", "n_blocks") and value is None:
+            if name in ("epochs", "n_blocks", "embedding_epochs", "embedding_width") and value is None:
                 continue
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
@@ -382,6 +438,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.interpolation == "global" and self.smoothness_factor != 1:
             raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
+        if self.interpolation != "neighborhood" and self.retrieval != "euclidean":
+            raise ValueError(
+                f"retrieval={self.retrieval!r} chooses neighbours, and interpolation={self.interpolation!r} has none; "
+                "give interpolation='neighborhood'"
+            )
+        if self.retrieval == "euclidean" and (self.embedding_epochs, self.embedding_width) != (None, None):
+            raise ValueError("embedding_epochs and embedding_width belong to retrieval='learned' or 'robust'")
+        if self.retrieval == "robust" and (self.embedding_width or 2) % 2:
+            raise ValueError(f"embedding_width must be even for retrieval='robust'; got {self.embedding_width!r}")
         if self.width is not None and not self.width >= 1:
             raise ValueError(f"width must be at least 1; got {self.width!r}")
         if self.device not in DEVICES:

@@ -28,6 +28,7 @@ __all__ = [
     "PartOption",
     "Quiet",
     "Radii",
+    "Retrieval",
     "Seed",
     "attack_names",
     "given",
@@ -49,6 +50,14 @@ class Backbone(StrEnum):
     MLP = "mlp"
     RESNET = "resnet"
     TRANSFORMER = "transformer"
+
+
+class Retrieval(StrEnum):
+    """Metrics that choose the neighbours."""
+
+    EUCLIDEAN = "euclidean"
+    LEARNED = "learned"
+    ROBUST = "robust"
 
 
 class Norm(StrEnum):

@@ -18,6 +18,7 @@ from otad.cli.options import (
     Norm,
     Quiet,
     Radii,
+    Retrieval,
     Seed,
     attack_names,
     given,
@@ -95,6 +96,9 @@ def train(
     backbone: Annotated[
         Backbone, typer.Option("--backbone", help="The network: resnet for images only, the others for tables too.")
     ] = Backbone.MLP,
+    retrieval: Annotated[
+        Retrieval, typer.Option("--retrieval", help="Metric that chooses the neighbours of a neighbourhood.")
+    ] = Retrieval.EUCLIDEAN,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -121,13 +125,18 @@ def train(
 
     budgets = numbers(radii, "--radii")
     read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
-    settings: dict[str, Any] = {"interpolation": str(interpolation), "backbone": str(backbone)}
+    settings: dict[str, Any] = {
+        "interpolation": str(interpolation),
+        "backbone": str(backbone),
+        "retrieval": str(retrieval),
+    }
     if alpha is not None:
         settings["alpha"] = alpha
     options = {
         "--out": out,
         "--interpolation": interpolation,
         "--backbone": backbone,
+        "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

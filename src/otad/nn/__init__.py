@@ -1,6 +1,7 @@
 """Networks: stem, residual trunk, linear head."""
 
 from otad.nn.backbone import Backbone, CenteredFlatten
+from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, build_embedding, residual_embedding
 from otad.nn.mlp import residual_mlp
 from otad.nn.named import BACKBONES, build_backbone
 from otad.nn.resnet import residual_convnet
@@ -11,9 +12,13 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "CenteredFlatten",
+    "OrthogonalEmbedding",
+    "UnitEmbedding",
     "block_cost",
     "build_backbone",
+    "build_embedding",
     "residual_convnet",
+    "residual_embedding",
     "residual_mlp",
     "residual_transformer",
     "transport_cost",

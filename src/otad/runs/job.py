@@ -152,6 +152,7 @@ def health_without_transport(data: Dataset, settings: Mapping[str, Any], *, epoc
     """
     # Neighbourhoods are solved when asked for, so a torn map costs no more than its training.
     own = dict(settings) | {"interpolation": "neighborhood", "alpha": 0.0, "margin": 0.0, "epochs": epochs}
+    own |= {"retrieval": "euclidean", "embedding_epochs": None, "embedding_width": None}  # nobody asks it anything
     clf = OTADClassifier(random_state=seed, **own)
     clf.fit(data.x_train, data.y_train)
     return dict(clf.health_)

@@ -60,7 +60,7 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
 
 def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
     """Inputs -> coordinates in which the model looks its neighbours up; None where it looks none up."""
-    return clf.module_.stem if clf.interpolation == "neighborhood" else None
+    return clf.module_.retrieval_space
 
 
 def assess(

@@ -1,5 +1,6 @@
 """Training loops."""
 
 from otad.train.backbone import Epoch, fit_backbone
+from otad.train.embedding import EmbeddingEpoch, fit_embedding
 
-__all__ = ["Epoch", "fit_backbone"]
+__all__ = ["EmbeddingEpoch", "Epoch", "fit_backbone", "fit_embedding"]
