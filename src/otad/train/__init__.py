@@ -1,5 +1,17 @@
 """Training loops."""
 
+from otad.train.affine_potential import AffinePotential
+from otad.train.augmentation import Deformations
 from otad.train.backbone import Epoch, fit_backbone
+from otad.train.potential import Refinement, RefinementEpoch, anchored_potential, refine
 
-__all__ = ["Epoch", "fit_backbone"]
+__all__ = [
+    "AffinePotential",
+    "Deformations",
+    "Epoch",
+    "Refinement",
+    "RefinementEpoch",
+    "anchored_potential",
+    "fit_backbone",
+    "refine",
+]
