@@ -1,4 +1,4 @@
-"""Refinement: train a potential's pieces and the head for the certified radius; the Lipschitz bound holds throughout."""
+"""Refinement: train a potential's pieces and the head for the certified radius; the Lipschitz bound always holds."""
 
 import hashlib
 import logging
