@@ -39,24 +39,24 @@ def test_derivatives_by_finite_differences(bounds: Regularity) -> None:
     fast = potential(14, 3, bounds, candidates=12)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
 
-    def features(x: Tensor, z: Tensor, values: Tensor) -> Tensor:
-        return torch.func.functional_call(fast, {"features": z, "values": values}, (x,))
+    def features(x: Tensor, z: Tensor, intercepts: Tensor) -> Tensor:
+        return torch.func.functional_call(fast, {"features": z, "intercepts": intercepts}, (x,))
 
-    assert torch.autograd.gradcheck(features, (x, fast.features, fast.values), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradcheck(features, (x, fast.features, fast.intercepts), eps=1e-6, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_exact_envelope() -> None:
     fast, bounds = potential(200, 6, BOUNDS[0]), BOUNDS[0]
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     pull = torch.randn(30, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    found = torch.autograd.grad((fast(x) * pull).sum(), [fast.features, fast.values])
+    found = torch.autograd.grad((fast(x) * pull).sum(), [fast.features, fast.intercepts])
     # All pieces in one programme, whose derivatives are the solver's own.
     M = float(bounds.curvature_range)
     slopes = fast.features - float(bounds.l) * fast.x
-    offsets = fast.values - (slopes * fast.x).sum(1) + slopes.square().sum(1) / (2 * M)
+    offsets = fast.intercepts + slopes.square().sum(1) / (2 * M)
     Q = (slopes @ slopes.T / M).expand(30, -1, -1)
     weights = solve_simplex_qp(Q, x @ slopes.T + offsets).weights
-    expected = torch.autograd.grad((weights @ slopes * pull).sum(), [fast.features, fast.values])
+    expected = torch.autograd.grad((weights @ slopes * pull).sum(), [fast.features, fast.intercepts])
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 

@@ -13,16 +13,18 @@ __all__ = ["AffinePotential"]
 
 FIRST, MORE = 8, 8  # pieces for a guess of y, and exchanged per round
 ROUNDS = 4
+RIDGE = 16  # on the diagonal of a small programme, in units of rounding
 ROUNDING = 1e-5  # of scores in float32, relative to their size
 
 
 class AffinePotential(nn.Module):
     """The lower extreme potential of n learned pieces; a fast path of `BrenierPotential` for training.
 
-        phi(x) = l |x|^2 / 2 + min_g max_i [u_i + <s_i, x - x_i> + |g - s_i|^2 / (2M)],   M = L - l, s_i = z_i - l x_i
+        phi(x) = l |x|^2 / 2 + min_g max_i [c_i + <s_i, x> + |g - s_i|^2 / (2M)],   M = L - l,   s_i = z_i - l x_i
 
-    The points x_i stay; features z_i and values u_i are parameters. Where they satisfy the pair inequalities of
-    F(l, L), the gradient at x_i is z_i; where they do not, the function is as smooth all the same.
+    The points x_i stay; features z_i and intercepts c_i are parameters. Where the values
+    phi_i = c_i + <s_i, x_i> + l |x_i|^2 / 2 satisfy the pair inequalities of F(l, L), the gradient at x_i is z_i;
+    where they do not, the function is as smooth all the same.
 
     The fast path scores the pieces in float32 and solves for `candidates` of them, exchanging those without weight for
     violated ones up to four times. It is exact, up to float32, where the maximiser has no more than `candidates` - 8
@@ -58,9 +60,7 @@ class AffinePotential(nn.Module):
         self.regularity, self.candidates = regularity, candidates
         self.register_buffer("x", x.detach().clone())
         self.features = nn.Parameter(z.detach().to(x).clone())
-        # Of the shifted potential: u_i = phi_i - l |x_i|^2 / 2, as float32 keeps it best.
-        half = regularity.l / 2 * x.detach().double().square().sum(1)
-        self.values = nn.Parameter((values.detach().double() - half).to(x))
+        self.intercepts = nn.Parameter((values.detach().double() - self._rise()).to(x))
 
     @classmethod
     def of(cls, potential: BrenierPotential, candidates: int = 20) -> "AffinePotential":
@@ -71,17 +71,21 @@ class AffinePotential(nn.Module):
         return cls(potential.x, z, values, scaled, candidates)
 
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """Features grad phi(x); differentiable once in x, features and values."""
+        """Features grad phi(x); differentiable once in x, features and intercepts."""
         l, M = float(self.regularity.l), float(self.regularity.curvature_range)
         slopes = self.features - l * self.x
-        offsets = self.values - (slopes * self.x).sum(1) + slopes.square().sum(1) / (2 * M)
+        offsets = self.intercepts + slopes.square().sum(1) / (2 * M)
         return _Gradient.apply(x, slopes, offsets, M, self.candidates) + l * x  # type: ignore[operator]
 
     def fixed(self) -> BrenierPotential:
         """The same potential, its lower branch evaluated exactly and with a proof."""
-        half = self.regularity.l / 2 * self.x.double().square().sum(1)
-        values = self.values.detach().double() + half
+        values = self.intercepts.detach().double() + self._rise()
         return BrenierPotential(self.x.clone(), self.features.detach().clone(), values, self.regularity)
+
+    def _rise(self) -> Float[Tensor, " n"]:
+        """phi_i - c_i = <s_i, x_i> + l |x_i|^2 / 2 = <z_i, x_i> - l |x_i|^2 / 2, in float64."""
+        x, z = self.x.double(), self.features.detach().double()
+        return (z * x).sum(1) - float(self.regularity.l) / 2 * x.square().sum(1)
 
 
 class _Gradient(torch.autograd.Function):
@@ -102,9 +106,7 @@ class _Gradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, slopes, indices, weights, gradient = ctx.saved_tensors
-        centred = slopes[indices]
-        centred -= centred.mean(1, keepdim=True)
-        Q = torch.bmm(centred, centred.transpose(1, 2)).double() / ctx.M
+        centred, _, Q = _products(slopes, indices, ctx.M)
         along = torch.bmm(centred, h[:, :, None]).squeeze(2).double()
         moved = along_face(Q, along, weights > 0).to(x)
         lift = _combined(moved, slopes, indices)
@@ -152,14 +154,23 @@ def _solve(
     indices: Int[Tensor, "rows k"],
     M: float,
 ) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "rows d"]]:
-    """Weights of chosen pieces, and the gradient; slopes are centred, which keeps the maximiser and the digits."""
+    """Weights of chosen pieces, and the gradient."""
+    centred, mean, Q = _products(slopes, indices, M)
+    along = torch.bmm(centred, (x - mean / M)[:, :, None]).squeeze(2)
+    weights = solve_simplex_qp(Q, along.double() + offsets[indices].double()).weights.to(x)
+    return weights, _combined(weights, slopes, indices)
+
+
+def _products(slopes: Float[Tensor, "n d"], indices: Int[Tensor, "rows k"], M: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen slopes centred, which keeps the maximiser and the digits, their means, and <c_i, c_j> / M in float64."""
     centred = slopes[indices]
     mean = centred.mean(1, keepdim=True)
     centred -= mean
     Q = torch.bmm(centred, centred.transpose(1, 2)).double() / M
-    along = torch.bmm(centred, (x - mean.squeeze(1) / M)[:, :, None]).squeeze(2)
-    weights = solve_simplex_qp(Q, along.double() + offsets[indices].double()).weights.to(x)
-    return weights, _combined(weights, slopes, indices)
+    diagonal = Q.diagonal(dim1=1, dim2=2)
+    # Rounded products of near slopes may be indefinite, where a step on the face could be of any size.
+    diagonal += RIDGE * torch.finfo(slopes.dtype).eps * diagonal.amax(1, keepdim=True)
+    return centred, mean.squeeze(1), Q
 
 
 def _trimmed(indices: Tensor, weights: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

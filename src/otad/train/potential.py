@@ -26,6 +26,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 BEYOND = 1.75  # times the target radius: what the loss asks for, so that unseen samples reach the target
 TEMPERATURE = 0.25  # of the cross entropy, times the target radius
+INTERCEPTS = 10.0  # their rate, times that of slopes: they are in squared units
 WARM_UP = 0.05
 BETAS = (0.9, 0.99)
 SAMPLES_AT_ONCE = 512
@@ -122,7 +123,7 @@ def refine(
         target_radius: L2 radius, in units of the inputs, to be certified at.
         epochs: passes over the data.
         batch_size: samples a step.
-        learning_rate: the largest of the schedule.
+        learning_rate: the largest of the schedule; ten times it for the intercepts.
         augment: inputs and a generator for its random numbers -> inputs of the same shape, at every step.
         seed: of the batch order and the augmentation.
         checkpoint: folder for the last epoch's state, written after every epoch.
@@ -143,7 +144,9 @@ def refine(
     scale = float(stem.lipschitz) * float(potential.regularity.lipschitz)  # type: ignore[arg-type]
     objective = _Objective(potential, head, scale, target_radius)
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=learning_rate, betas=BETAS, weight_decay=0.0)
+    others = [p for p in learned if p is not potential.intercepts]
+    groups = [{"params": others, "share": 1.0}, {"params": [potential.intercepts], "share": INTERCEPTS}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=0.0)
     settings = {"target_radius": target_radius, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     settings |= {"learning_rate": learning_rate, "augment": getattr(augment, "__name__", None)}
     settings |= {
@@ -244,4 +247,4 @@ def _set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, progress: 
     """Linear warm-up, then a half cosine to zero."""
     warm = min(1.0, progress / WARM_UP + 1e-2)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+        group["lr"] = group["share"] * learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
