@@ -14,9 +14,9 @@ LAYERS = [
     {"estimator", "evaluation"},
     {"baselines"},
     {"train", "attacks", "audit", "certificate", "report"},
-    {"defense"},
+    {"defense", "storage"},
     {"transport"},
-    {"cip", "nn", "neighbors", "data", "storage"},
+    {"cip", "nn", "neighbors", "data"},
     {"results", "files"},
     {"errors"},
 ]

@@ -15,7 +15,7 @@ __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 ROUNDING = 1e-4
 RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
 FLOAT32 = 2.0**-23
-TRAINING_POINTS_AT_ONCE = 2**24
+FIRST_OUTSIDE = 64  # points of other classes that mostly decide
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,28 @@ def _unanimous(
     if own.all():
         return torch.full_like(x[:, 0], torch.inf)
     inside, outside = points[own], points[~own]
-    d_in, d_out = _distances(x, inside).square(), _distances(x, outside).square()
+    d_in, d_out = _distances(x, inside), _distances(x, outside)
     # The nearest points of the class give the largest bounds or nearly so; fewer than all only lowers the radius.
-    nearest = d_in.topk(min(len(inside), 4 * k), largest=False).indices
+    near = d_in.topk(min(len(inside), 4 * k), largest=False)
     radius = torch.empty_like(x[:, 0])
-    rows = max(1, TRAINING_POINTS_AT_ONCE // (nearest.shape[1] * len(outside)))
-    for part in torch.arange(len(x), device=x.device).split(rows):
-        chosen = nearest[part]
-        apart = _distances(inside[chosen], outside.expand(len(part), -1, -1))
-        bound = (d_out[part][:, None] - d_in[part].gather(1, chosen)[:, :, None]) / (2 * apart)
-        bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + points.abs().amax()), bound, 0)
-        radius[part] = bound.topk(k, dim=1).values[:, -1].amin(1)
-    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1).sqrt())).clamp(min=0)
+    for row in range(len(x)):
+        first = d_out[row] <= d_out[row].topk(min(FIRST_OUTSIDE, len(outside)), largest=False).values[-1]
+        known = _kept_out(inside[near.indices[row]], near.values[row], outside[first], d_out[row, first], k)
+        # By the triangle inequality a point j stays out for at least (d_j - d_K) / 2.
+        rest = ~first & (d_out[row] < near.values[row, k - 1] + 2 * known)
+        if rest.any():
+            more = _kept_out(inside[near.indices[row]], near.values[row], outside[rest], d_out[row, rest], k)
+            known = torch.minimum(known, more)
+        radius[row] = known
+    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1))).clamp(min=0)
+
+
+def _kept_out(inside: Tensor, d_in: Tensor, outside: Tensor, d_out: Tensor, k: int) -> Tensor:
+    """Radius within which at least k of the points inside stay nearer than each of those outside."""
+    apart = _distances(inside, outside)
+    bound = (d_out.square() - d_in.square()[:, None]) / (2 * apart)
+    bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + inside.abs().amax()), bound, 0)
+    return bound.topk(k, dim=0).values[-1].amin()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
-from otad.errors import DataError, ModelFolderError, OTADError
+from otad.errors import DataError, OTADError
 from otad.nn import residual_mlp
-from otad.storage import describing_damage, labels_from_json, labels_to_json, read_model, write_model
+from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
-from otad.transport import TransportMap, health, read_transport_map
+from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
 
@@ -306,26 +306,17 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
         potential = getattr(self.module_.interpolation, "potential", None)
-        tensors = {f"backbone.{name}": value for name, value in self.backbone_.state_dict().items()}
-        tensors |= {f"transport.{name}": getattr(self.transport_, name) for name in TRANSPORT_FIELDS}
-        if isinstance(potential, BrenierPotential):
-            tensors["potentials"] = potential.potentials
-        bounds = self.regularity_
-        facts = {
-            "parameters": self.get_params() | {"random_state": _number(self.random_state)},
-            "seed": self.seed_,
-            "classes": labels_to_json(self.classes_),
-            "n_features_in": self.n_features_in_,
-            "input_shape": list(self.input_shape_),
-            "conflicts": self.transport_.conflicts,
-            "regularity": None if bounds is None else [bounds.l, bounds.L],
-            "history": self.history_,
-            "health": self.health_,
-            "seconds": self.seconds_,
-        }
+        learned = {name: getattr(self, f"{name}_") for name in LEARNED}
         if hasattr(self, "feature_names_in_"):
-            facts["feature_names_in"] = [str(name) for name in self.feature_names_in_]
-        write_model(Path(folder), facts, tensors)
+            learned["feature_names_in"] = self.feature_names_in_
+        saved = SavedClassifier(
+            parameters=self.get_params() | {"random_state": _number(self.random_state)},
+            learned=learned,
+            modules={"backbone": self.backbone_.state_dict()},
+            transport=self.transport_,
+            potential=potential if isinstance(potential, BrenierPotential) else None,
+        )
+        write_classifier(Path(folder), saved)
 
     @classmethod
     def load(cls, folder: str | Path) -> "OTADClassifier":
@@ -334,34 +325,19 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ModelFolderError: the folder is missing, damaged, or of something else.
         """
-        facts, tensors = read_model(Path(folder))
-        damaged = [name for name, value in tensors.items() if not value.isfinite().all()]
-        if damaged:
-            raise ModelFolderError(
-                f"the model in {folder} holds numbers that are not finite ({damaged[0]}); save it again"
-            )
+        saved = read_classifier(Path(folder))
         with describing_damage(Path(folder)):
-            self = cls(**facts["parameters"])
+            self = cls(**saved.parameters)
             self._check_parameters()
-            self.classes_ = labels_from_json(facts["classes"])
-            self.n_features_in_, self.input_shape_ = facts["n_features_in"], tuple(facts["input_shape"])
-            if "feature_names_in" in facts:
-                self.feature_names_in_ = np.array(facts["feature_names_in"], dtype=object)
-            self.seed_ = facts["seed"]
-            self.history_, self.health_, self.seconds_ = facts["history"], facts["health"], facts["seconds"]
-            weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+            for name in {*LEARNED, *saved.learned}:
+                setattr(self, f"{name}_", saved.learned[name])
+            self.transport_ = saved.transport
             self.backbone_ = residual_mlp(
                 torch.zeros(self.input_shape_), len(self.classes_), n_blocks=self.n_blocks, width=self.width
             )
-            self.backbone_.load_state_dict(weights)
+            self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
-            fields = {name: tensors[f"transport.{name}"] for name in TRANSPORT_FIELDS}
-            self.transport_ = TransportMap(**fields, conflicts=facts["conflicts"])
-            potential = None
-            if self.interpolation == "global":
-                bounds = Regularity(*facts["regularity"])
-                potential = BrenierPotential(fields["x"], fields["z"], tensors["potentials"], bounds)
-            self.module_ = self._defended(potential)
+            self.module_ = self._defended(saved.potential)
         return self
 
     def _logits(self, X: Any) -> Tensor:
@@ -432,4 +408,4 @@ def _number(random_state: Any) -> int | None:
 
 
 DEVICES = (None, "cpu", "cuda")
-TRANSPORT_FIELDS = ("x", "z", "y", "samples", "counts")
+LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds")

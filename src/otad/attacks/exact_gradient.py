@@ -11,7 +11,7 @@ from otad.attacks.best import Best
 from otad.attacks.gradients import Loss, is_flat, loss_and_gradient
 from otad.attacks.threat_model import ThreatModel
 
-__all__ = ["apgd", "best_wrong_classes", "exact_gradient"]
+__all__ = ["apgd", "best_wrong_classes", "exact_gradient", "refine"]
 
 
 def exact_gradient(
@@ -90,6 +90,27 @@ def exact_gradient(
             seed=seed,
         )
     return best.x_adv
+
+
+def refine(
+    best: Best,
+    model: nn.Module,
+    threat: ThreatModel,
+    *,
+    smoothed: Callable[[float], nn.Module] | None,
+    steps: int,
+    seed: int,
+) -> None:
+    """`exact_gradient` on the margin from the best candidates of the rows that are left; 0 steps do nothing."""
+    rows = best.rows_left()
+    if steps == 0 or len(rows) == 0:
+        return
+    x, y, start = best.x[rows], best.y[rows], best.x_adv[rows]
+    refined = exact_gradient(
+        model, x, y, threat, smoothed=smoothed, losses=("margin",), steps=steps, start=start, seed=seed
+    )
+    with torch.no_grad():
+        best.offer(rows, refined, model(refined))
 
 
 def _continuation(

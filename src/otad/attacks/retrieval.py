@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from otad.attacks.auto_projected_gradient_descent import apgd, climb
 from otad.attacks.best import Best
-from otad.attacks.exact_gradient import exact_gradient
+from otad.attacks.exact_gradient import refine
 from otad.attacks.gradients import margin
 from otad.attacks.soft_neighbors import SoftNeighbors
 from otad.attacks.threat_model import ThreatModel
@@ -69,21 +69,7 @@ def retrieval(
     soft = SoftNeighbors(x_train, y_train, n_classes, embedding=embedding, k=guides)
     for target in _nearest_classes(soft, x, y, n_targets).unbind(dim=1):
         _stages(best, model, soft, threat, target, temperatures, steps, seed)
-    rows = best.rows_left()
-    if refine_steps > 0 and len(rows) > 0:
-        refined = exact_gradient(
-            model,
-            x[rows],
-            y[rows],
-            threat,
-            smoothed=smoothed,
-            losses=("margin",),
-            steps=refine_steps,
-            start=best.x_adv[rows],
-            seed=seed,
-        )
-        with torch.no_grad():
-            best.offer(rows, refined, model(refined))
+    refine(best, model, threat, smoothed=smoothed, steps=refine_steps, seed=seed)
     return best.x_adv
 
 

@@ -1,7 +1,7 @@
 """The attacks the suite can run, and named sets of them, as data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -29,8 +29,9 @@ class Attack:
     """An attack as the suite calls it.
 
     Attributes:
-        run: (model, x, y, threat, knowledge, seed, **settings) -> x_adv.
+        function: (model, x, y, threat, seed=, **parts of the knowledge, **settings) -> x_adv.
         kind: what it knows; the audit compares kinds.
+        takes: keyword of the function -> the part of `AttackerKnowledge` it is given, None where that is missing.
         needs: the parts of `AttackerKnowledge` it cannot do without.
         package: what it needs installed beside the core.
         costly: whether it is spared the samples that an earlier attack broke or that are certified at the budget; the
@@ -38,12 +39,27 @@ class Attack:
         note: (number of classes, settings) -> what a reader should know.
     """
 
-    run: Callable[..., Tensor]
+    function: Callable[..., Tensor]
     kind: Kind = "white"
+    takes: Mapping[str, str] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
     package: str | None = None
     costly: bool = False
     note: Callable[[int, Mapping[str, Any]], str] = lambda n_classes, settings: ""
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        knowledge: AttackerKnowledge,
+        seed: int,
+        **settings: Any,
+    ) -> Tensor:
+        """The function with what it takes of the knowledge; returns x_adv."""
+        parts = {keyword: getattr(knowledge, part) for keyword, part in self.takes.items()}
+        return self.function(model, x, y, threat, **parts, seed=seed, **settings)
 
 
 def choose(
@@ -83,118 +99,6 @@ def choose(
     return chosen, left_out
 
 
-def _exact_gradient(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    return exact_gradient(model, x, y, threat, smoothed=knowledge.smoothed, seed=seed, **settings)
-
-
-def _lines(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    return lines(model, x, y, threat, **_training_points(knowledge), seed=seed, **settings)
-
-
-def _retrieval(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    points = _training_points(knowledge) | {"embedding": knowledge.embedding}
-    return retrieval(model, x, y, threat, **points, smoothed=knowledge.smoothed, seed=seed, **settings)
-
-
-def _joint(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    points = _training_points(knowledge) | {"embedding": knowledge.embedding}
-    return joint(model, x, y, threat, **points, seed=seed, **settings)
-
-
-def _transfer(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    assert knowledge.backbone is not None  # `choose` saw to it
-    return transfer(model, x, y, threat, source=knowledge.backbone, smoothed=knowledge.smoothed, seed=seed, **settings)
-
-
-def _bpda(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    assert knowledge.backbone is not None  # `choose` saw to it
-    return bpda(model, x, y, threat, backbone=knowledge.backbone, seed=seed, **settings)
-
-
-def _decision_based(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    knowledge: AttackerKnowledge,
-    seed: int,
-    **settings: Any,
-) -> Tensor:
-    points = {} if knowledge.x_train is None else _training_points(knowledge)
-    return decision_based(model, x, y, threat, **points, seed=seed, **settings)
-
-
-def _knowing_nothing(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """For attacks that need the model alone."""
-
-    def run(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: ThreatModel,
-        knowledge: AttackerKnowledge,
-        seed: int,
-        **settings: Any,
-    ) -> Tensor:
-        return attack(model, x, y, threat, seed=seed, **settings)
-
-    return run
-
-
-def _training_points(knowledge: AttackerKnowledge) -> dict[str, Any]:
-    assert knowledge.x_train is not None  # `choose` saw to it
-    assert knowledge.y_train is not None  # it comes with x_train
-    return {"x_train": knowledge.x_train, "y_train": knowledge.y_train}
-
-
 def _about_autoattack(n_classes: int, settings: Mapping[str, Any]) -> str:
     parts = settings.get("parts")
     if parts:
@@ -208,50 +112,53 @@ def _about_autoattack(n_classes: int, settings: Mapping[str, Any]) -> str:
     return "; ".join(notes)
 
 
+POINTS = {"x_train": "x_train", "y_train": "y_train"}
+RETRIEVAL = POINTS | {"embedding": "embedding"}
+SMOOTHED = {"smoothed": "smoothed"}
+
 ATTACKS: dict[str, Attack] = {
-    "lines": Attack(_lines, "white", needs=frozenset({"x_train"})),
-    "short_gradient": Attack(_exact_gradient, "white"),
-    "exact_gradient": Attack(_exact_gradient, "white"),
-    "targeted": Attack(_exact_gradient, "white"),
-    "retrieval": Attack(_retrieval, "white", needs=frozenset({"x_train", "embedding"})),
-    "joint": Attack(_joint, "white", needs=frozenset({"x_train", "embedding"})),
-    "transfer": Attack(_transfer, "transfer", needs=frozenset({"backbone"})),
+    "lines": Attack(lines, takes=POINTS, needs=frozenset({"x_train"})),
+    "short_gradient": Attack(exact_gradient, takes=SMOOTHED),
+    "exact_gradient": Attack(exact_gradient, takes=SMOOTHED),
+    "targeted": Attack(exact_gradient, takes=SMOOTHED),
+    "retrieval": Attack(retrieval, takes=RETRIEVAL | SMOOTHED, needs=frozenset({"x_train", "embedding"})),
+    "joint": Attack(joint, takes=RETRIEVAL, needs=frozenset({"x_train", "embedding"})),
+    "transfer": Attack(transfer, "transfer", takes={"source": "backbone"} | SMOOTHED, needs=frozenset({"backbone"})),
     "bpda": Attack(
-        _bpda,
+        bpda,
         "published",
+        takes={"backbone": "backbone"},
         needs=frozenset({"backbone"}),
         note=lambda n_classes, settings: "published protocol, weak: for comparison only",
     ),
-    "autoattack": Attack(_knowing_nothing(autoattack), "black", costly=True, note=_about_autoattack),
-    "minimal_norm": Attack(_knowing_nothing(minimal_norm), "white", package="foolbox", costly=True),
+    "autoattack": Attack(autoattack, "black", costly=True, note=_about_autoattack),
+    "minimal_norm": Attack(minimal_norm, package="foolbox", costly=True),
     "decision_based": Attack(
-        _decision_based,
+        decision_based,
         "black",
+        takes=POINTS,
         package="foolbox",
         costly=True,
         note=lambda n_classes, settings: f"about {settings.get('queries', 2000):,} queries a sample",
     ),
-    "noise": Attack(_knowing_nothing(noise), "noise"),
+    "noise": Attack(noise, "noise"),
 }
 
 SURVIVORS: dict[str, Any] = {"only_survivors": True}
 
+# Short targeted runs break more than one long untargeted run at the same price.
+QUICK: dict[str, dict[str, Any]] = {
+    "lines": {"neighbors": 3, "points": 2, "bisections": 0},
+    "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
+    "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
+}
+
 # Later attacks meet fewer survivors, so the cheap ones come first; white-box attacks come before all others, so that
 # what these add is seen.
 SETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Short targeted runs break more than one long untargeted run at the same price.
-    "quick": {
-        "lines": {"neighbors": 3, "points": 2, "bisections": 0},
-        "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
-        "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
-    },
-    # As quick, with the first part of AutoAttack on what is neither broken nor proven.
-    "demo": {
-        "lines": {"neighbors": 3, "points": 2, "bisections": 0},
-        "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
-        "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
-        "autoattack": {"parts": ("apgd-ce",)},
-    },
+    "quick": QUICK,
+    # With the first part of AutoAttack on what is neither broken nor proven.
+    "demo": QUICK | {"autoattack": {"parts": ("apgd-ce",)}},
     # Lines and a short run on every sample, also the proven ones: they test the proof. The rest on what is left.
     "standard": {
         "lines": {"neighbors": 3, "points": 3, "bisections": 4},

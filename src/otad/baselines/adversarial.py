@@ -45,9 +45,8 @@ def fit_undefended(
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         return functional.cross_entropy(network(inputs), labels)
 
-    return TrainedNetwork(
-        network, train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
-    )
+    fitted = train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
+    return TrainedNetwork(network, fitted)
 
 
 def fit_pgd(
@@ -62,14 +61,8 @@ def fit_pgd(
 ) -> TrainedNetwork:
     """The backbone trained on the worst samples that ten steps of projected gradient ascent find in the budget.
 
-    Args:
-        x: training samples in the model's input units, inside the box of the threat model.
-        y: class indices.
-        threat: what to train against.
-        minutes: upper limit of the training time.
-        seed: of weights, batches and random starts.
-        progress: show a bar.
-        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
+    Args as of `fit_undefended`, but x inside the box of the threat model, which is what to train against; the seed is
+    also that of random starts.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, ICLR 2018, arXiv 1706.06083.
     """
@@ -80,9 +73,8 @@ def fit_pgd(
         worst = projected_ascent(network, inputs, start, lambda logits: _cross_entropy(logits, labels), threat)
         return functional.cross_entropy(network(worst), labels)
 
-    return TrainedNetwork(
-        network, train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
-    )
+    fitted = train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
+    return TrainedNetwork(network, fitted)
 
 
 def fit_trades(
@@ -97,14 +89,8 @@ def fit_trades(
 ) -> TrainedNetwork:
     """The backbone trained with cross entropy plus 6 times the KL divergence to the worst samples in the budget.
 
-    Args:
-        x: training samples in the model's input units, inside the box of the threat model.
-        y: class indices.
-        threat: what to train against.
-        minutes: upper limit of the training time.
-        seed: of weights, batches and random starts.
-        progress: show a bar.
-        epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
+    Args as of `fit_undefended`, but x inside the box of the threat model, which is what to train against; the seed is
+    also that of random starts.
 
     Source: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, ICML 2019, arXiv 1901.08573.
     """
@@ -120,9 +106,8 @@ def fit_trades(
         gap = _divergence(network(worst), clean)
         return functional.cross_entropy(clean, labels) + BETA * gap / len(inputs)
 
-    return TrainedNetwork(
-        network, train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
-    )
+    fitted = train(network, x, y, loss, epochs=epochs, minutes=minutes, seed=seed, progress=progress)
+    return TrainedNetwork(network, fitted)
 
 
 def projected_ascent(
