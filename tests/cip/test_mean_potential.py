@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from otad.certificate import certify
 from otad.cip import BrenierPotential, Regularity
 from otad.cip.mean_potential import MeanPotential
+from otad.defense import OTAD, GlobalInterpolation
+from otad.nn import CenteredFlatten
 
 
 def members() -> list[BrenierPotential]:
@@ -45,6 +48,17 @@ def test_named_pieces_make_up_the_feature() -> None:
     combined = (solution.stats["weights"][:, :, None] * slopes[solution.stats["indices"]]).sum(1)
     assert torch.allclose(solution.value, combined - mean.lipschitz * queries(), atol=1e-8)
     assert torch.allclose(solution.stats["weights"].sum(1), torch.ones(40, dtype=torch.float64))
+
+
+def test_a_classifier_on_it_is_certified() -> None:
+    """Two members that are one potential certify what the one does."""
+    one = members()[0]
+    head = torch.nn.Linear(4, 3, dtype=torch.float64)
+    stem = CenteredFlatten(torch.zeros(4, dtype=torch.float64))
+    alone = certify(OTAD(stem, GlobalInterpolation(one, "lower"), head), queries())
+    both = certify(OTAD(stem, GlobalInterpolation(MeanPotential([one, one]), "lower"), head), queries())
+    assert (both.label == alone.label).all()
+    assert both.radius == pytest.approx(alone.radius, abs=1e-9)
 
 
 def test_members_must_fit() -> None:
