@@ -12,7 +12,7 @@ from otad.certificate import certify
 from otad.cip import BrenierPotential
 from otad.defense import OTAD, GlobalInterpolation
 from otad.errors import ModelFolderError
-from otad.nn import CenteredFlatten
+from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder
 from otad.train import AffinePotential, Refinement, anchored_potential, refine
 
 Data = tuple[Tensor, Tensor]
@@ -98,6 +98,22 @@ def test_a_frozen_head_stays() -> None:
     weight = head.weight.clone()
     refine(potential, head, stem, *data, target_radius=0.2, epochs=1)
     assert torch.equal(head.weight, weight)
+
+
+def test_an_encoder_is_trained_along() -> None:
+    x, y = digits()
+    torch.manual_seed(0)
+    stem = EncodedStem(CenteredFlatten(x.mean(0)), MaxMinEncoder(64, 16))
+    head = nn.Linear(16, 10)
+    nn.init.orthogonal_(head.weight)
+    with torch.no_grad():
+        potential = anchored_potential(stem(x[:50]), y[:50], head, 0.5)
+    free = stem.encoders[0].free.detach().clone()
+    found = refine(potential, head, stem, x, y, target_radius=0.3, epochs=6, learning_rate=0.01)
+    assert not torch.equal(stem.encoders[0].free, free)
+    assert found.after["certified"] > found.before["certified"]
+    certificate = certify(defended(found, stem), x)
+    assert certificate.certified(0.3, y.numpy()) == pytest.approx(found.after["certified"], abs=0.02)
 
 
 def digits() -> Data:

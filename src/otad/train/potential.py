@@ -117,7 +117,8 @@ def refine(
     Args:
         potential: trained in place; see `AffinePotential.of` and `anchored_potential` for starts.
         head: features to logits; trained in place unless its parameters are frozen.
-        stem: inputs to points, with its exact Lipschitz constant `stem.lipschitz`; not trained.
+        stem: inputs to points, with its Lipschitz constant `stem.lipschitz`, which training must not move; trained in
+            place where it has parameters (`EncodedStem`).
         inputs: training inputs; best not only those that the pieces started from, which are soon learned by heart.
         y: class indices.
         target_radius: L2 radius, in units of the inputs, to be certified at.
@@ -140,7 +141,7 @@ def refine(
         raise ValueError(f"inputs and y need the same number of rows, at least one; got {len(inputs)} and {len(y)}")
     if not (0 < target_radius < math.inf and epochs >= 1):
         raise ValueError(f"target_radius and epochs must be positive; got {target_radius} and {epochs}")
-    model = nn.ModuleDict({"potential": potential, "head": head})
+    model = nn.ModuleDict({"potential": potential, "head": head, "stem": stem})
     scale = float(stem.lipschitz) * float(potential.regularity.lipschitz)  # type: ignore[arg-type]
     objective = _Objective(potential, head, scale, target_radius)
     learned = [p for p in model.parameters() if p.requires_grad]
@@ -167,9 +168,7 @@ def refine(
             for step, rows in enumerate(torch.randperm(len(y), generator=draws).split(batch_size)):
                 _set_rate(optimizer, learning_rate, (epoch * steps + step) / (epochs * steps))
                 batch = inputs[rows] if augment is None else augment(inputs[rows], draws)
-                with torch.no_grad():
-                    points = stem(batch)
-                loss, radius = objective(points, y[rows])
+                loss, radius = objective(stem(batch), y[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
