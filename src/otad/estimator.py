@@ -18,16 +18,18 @@ from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.errors import DataError, OTADError
-from otad.nn import residual_mlp
+from otad.nn import EncodedStem, MaxMinEncoder, residual_mlp
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
-from otad.train import AffinePotential, Deformations, fit_backbone, refine
+from otad.train import Deformations, anchored_potential, fit_backbone, refine
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
 
 logger = logging.getLogger(__name__)
 
-PIECES = 1000  # of a refined potential
+PIECES = 500  # of a refined potential
+ENCODED = 256  # units of the encoder under it, at most
+ANCHORS = 3.0  # length of the features that its pieces start with, in target radii
 
 ALLOWED = {
     "interpolation": ("global", "neighborhood"),
@@ -69,9 +71,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".
         smoothness_factor: the smallest L is multiplied by this ("neighborhood").
         branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
-        target_radius: train the global potential's pieces for certificates of this L2 radius ("refinement"), started
-            from the transport map and 1-Lipschitz; gives up the exact fit of the training set. Changes `branch` to
-            "lower". None interpolates the map.
+        target_radius: train another global potential for certificates of this L2 radius ("refinement"): pieces that
+            start at training samples, on an orthogonal encoder, all of it 1-Lipschitz. Gives up the exact fit of the
+            training set and evaluates the "lower" branch. None interpolates the transport map.
         n_neighbors: K of "neighborhood".
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
         checkpoint: folder for the state of training after each epoch.
@@ -86,6 +88,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         module_: `OTAD`, inputs as given to fit -> logits.
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
+        stem_, head_: of `module_`; the backbone's, unless refined.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
         refinement_: with `target_radius`, accuracy, certified accuracy and feature error on the training set "before"
@@ -188,7 +191,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
         self.health_ = health(self.transport_)
         started = self._lap("transport map", started)
-        self.pieces_, self.refinement_ = None, None
+        self.stem_, self.head_, self.pieces_, self.refinement_ = self.backbone_.stem, self.backbone_.head, None, None
         potential = None if self.target_radius is None else self._refined(inputs, labels, seed)
         self.module_ = self._defended(potential)
         self._lap("potential", started)
@@ -232,19 +235,24 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
 
     def _refined(self, inputs: Tensor, labels: Tensor, seed: int) -> BrenierPotential:
-        """A potential on some of the points, trained on all samples: the fewer pieces, the less is learned by heart."""
-        draws = torch.Generator().manual_seed(seed)
-        x, z = self.transport_.x, self.transport_.z
-        self.pieces_ = torch.randperm(len(x), generator=draws)[:PIECES]
-        ratio = -1.0 if self.ratio is None else self.ratio
-        fitted = BrenierPotential.fit(x[self.pieces_], z[self.pieces_], ratio)
+        """A potential trained on all samples, on an encoder trained along; its pieces start at some of the samples."""
+        radius = float(self.target_radius)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.stem_, self.head_ = self._encoded()
+            self.pieces_ = torch.randperm(len(self.transport_.x))[:PIECES]
+        chosen = self.transport_.samples[self.pieces_]
+        with torch.no_grad():
+            start = anchored_potential(
+                self.stem_(inputs[chosen]), self.transport_.y[self.pieces_], self.head_, ANCHORS * radius
+            )
         found = refine(
-            AffinePotential.of(fitted),
-            self.backbone_.head,
-            self.backbone_.stem,
+            start,
+            self.head_,
+            self.stem_,
             inputs,
             labels,
-            target_radius=float(self.target_radius),  # type: ignore[arg-type]
+            target_radius=radius,
             augment=Deformations() if inputs.ndim == 4 else None,
             seed=seed,
             checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
@@ -254,6 +262,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         history = [vars(epoch).copy() for epoch in found.history]
         self.refinement_ = {"before": found.before, "after": found.after, "history": history}
         return found.potential
+
+    def _encoded(self) -> tuple[EncodedStem, torch.nn.Linear]:
+        """A stem with an encoder, and a head of orthonormal rows that is not trained."""
+        d = math.prod(self.input_shape_)
+        width = min(ENCODED, max(2, d - d % 2))
+        head = torch.nn.Linear(width, len(self.classes_)).requires_grad_(False)
+        torch.nn.init.orthogonal_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        return EncodedStem(self.backbone_.stem, MaxMinEncoder(d, width)), head
 
     def _defended(self, potential: BrenierPotential | None = None) -> OTAD:
         transport, regularity = self.transport_, self._bounds()
@@ -278,7 +295,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 infeasible=self.infeasible,  # type: ignore[arg-type]
             )
             self.regularity_, self.lipschitz_ = regularity, None
-        return OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
+        return OTAD(self.stem_, interpolation, self.head_)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (n, classes); for two classes their difference (n,), positive for classes_[1]."""
@@ -326,8 +343,13 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points
             that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
+
+        Raises:
+            ValueError: the potential was refined, hence interpolates nothing.
         """
         check_is_fitted(self)
+        if self.pieces_ is not None:
+            raise ValueError("a refined potential interpolates nothing; see refinement_ for its fit before and after")
         transport, head = self.transport_, self.backbone_.head
         with torch.no_grad():
             z = torch.cat([self.module_.interpolation(part).value for part in transport.x.split(256)])
@@ -347,10 +369,13 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         learned = {name: getattr(self, f"{name}_") for name in LEARNED}
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
+        modules = {"backbone": self.backbone_.state_dict()}
+        if isinstance(self.stem_, EncodedStem):
+            modules |= {"encoders": self.stem_.encoders.state_dict(), "head": self.head_.state_dict()}
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
             learned=learned,
-            modules={"backbone": self.backbone_.state_dict()},
+            modules=modules,
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
             pieces=self.pieces_,
@@ -376,7 +401,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
-            self.pieces_ = saved.pieces
+            self.stem_, self.head_, self.pieces_ = self.backbone_.stem, self.backbone_.head, saved.pieces
+            if self.pieces_ is not None:
+                self.stem_, self.head_ = self._encoded()
+                self.stem_.encoders.load_state_dict(saved.modules["encoders"])
+                self.head_.load_state_dict(saved.modules["head"])
             self.module_ = self._defended(saved.potential)
         return self
 

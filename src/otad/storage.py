@@ -33,8 +33,8 @@ class SavedClassifier:
         modules: state of each network by its name.
         transport: the transport map.
         potential: on the points of the transport map, where one was fitted.
-        pieces: the points of the transport map that the potential has, in their order, where it was refined and has
-            features of its own; None where it interpolates the whole map.
+        pieces: the points of the transport map that the pieces of a refined potential started from; such a potential
+            has points and features of its own. None where it interpolates the whole map.
     """
 
     parameters: dict[str, Any]
@@ -54,7 +54,7 @@ def write_classifier(folder: Path, saved: SavedClassifier) -> None:
         tensors["potentials"] = saved.potential.potentials
         bounds = [saved.potential.regularity.l, saved.potential.regularity.L]
         if saved.pieces is not None:
-            tensors |= {"pieces": saved.pieces, "features": saved.potential.z}
+            tensors |= {"pieces": saved.pieces, "points": saved.potential.x, "features": saved.potential.z}
     facts = {
         "parameters": saved.parameters,
         **saved.learned,
@@ -82,7 +82,9 @@ def read_classifier(folder: Path) -> SavedClassifier:
         potential, pieces = None, tensors.pop("pieces", None)
         if parameters["interpolation"] == "global":
             values = tensors.pop("potentials")
-            x, z = (transport.x, transport.z) if pieces is None else (transport.x[pieces], tensors.pop("features"))
+            x, z = transport.x, transport.z
+            if pieces is not None:
+                x, z = tensors.pop("points"), tensors.pop("features")
             potential = BrenierPotential(x, z, values, Regularity(*bounds))
         modules: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
