@@ -103,14 +103,15 @@ def test_a_frozen_head_stays() -> None:
 def test_an_encoder_is_trained_along() -> None:
     x, y = digits()
     torch.manual_seed(0)
-    stem = EncodedStem(CenteredFlatten(x.mean(0)), MaxMinEncoder(64, 16))
+    encoder = MaxMinEncoder(64, 16)
+    stem = EncodedStem(CenteredFlatten(x.mean(0)), encoder)
     head = nn.Linear(16, 10)
     nn.init.orthogonal_(head.weight)
     with torch.no_grad():
         potential = anchored_potential(stem(x[:50]), y[:50], head, 0.5)
-    free = stem.encoders[0].free.detach().clone()
+    free = encoder.free.detach().clone()
     found = refine(potential, head, stem, x, y, target_radius=0.3, epochs=6, learning_rate=0.01)
-    assert not torch.equal(stem.encoders[0].free, free)
+    assert not torch.equal(encoder.free, free)
     assert found.after["certified"] > found.before["certified"]
     certificate = certify(defended(found, stem), x)
     assert certificate.certified(0.3, y.numpy()) == pytest.approx(found.after["certified"], abs=0.02)
