@@ -155,21 +155,22 @@ def test_same_seed_same_model(digits: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_array_equal(first.decision_function(X[:50]), second.decision_function(X[:50]))
 
 
+@pytest.mark.slow
 def test_refined_for_a_radius_certifies_more_and_survives_saving(
     digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    X, y = (part[:400] for part in digits)
+    X, y = (part[:150] for part in digits)
     clf = OTADClassifier(target_radius=0.5, **QUICK).fit(X, y)  # type: ignore[arg-type]
     assert clf.lipschitz_ == pytest.approx(1.0)
     assert clf.refinement_ is not None
     assert clf.refinement_["after"]["certified"] > clf.refinement_["before"]["certified"]
-    assert clf.certify(X).certified(0.5, y) == pytest.approx(clf.refinement_["after"]["certified"], abs=0.01)
+    assert clf.certify(X).certified(0.5, y) == pytest.approx(clf.refinement_["after"]["certified"], abs=0.02)
     clf.save(tmp_path / "model")
     loaded = OTADClassifier.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
     assert loaded.refinement_ == clf.refinement_
     found = clf.explain(X[:20], k=3)
-    assert set(found.indices.ravel()) <= set(range(400))
+    assert set(found.indices.ravel()) <= set(range(150))
 
 
 def test_target_radius_needs_the_global_potential() -> None:
