@@ -107,8 +107,10 @@ def test_derivatives_stay_finite_where_pieces_nearly_coincide() -> None:
     z = 50 + 1e-4 * torch.randn(100, 30, generator=draws)
     near = AffinePotential(x[:1].expand(100, -1), z, torch.zeros(100), BOUNDS[0])
     near(x).square().sum().backward()
-    assert near.features.grad is not None and near.features.grad.isfinite().all()
-    assert near.intercepts.grad is not None and near.intercepts.grad.isfinite().all()
+    assert near.features.grad is not None
+    assert near.features.grad.isfinite().all()
+    assert near.intercepts.grad is not None
+    assert near.intercepts.grad.isfinite().all()
 
 
 def test_bad_input_is_refused() -> None:
