@@ -184,3 +184,29 @@ def test_an_embedding_is_part_of_the_model(
     np.testing.assert_array_equal(loaded.decision_function(X[400:450]), clf.decision_function(X[400:450]))
     np.testing.assert_array_equal(loaded.certify(X[400:450]).radius, certified.radius)
     assert loaded.module_.retrieval_space is loaded.module_.interpolation.retrieval
+
+
+@pytest.mark.slow
+def test_refined_for_a_radius_certifies_more_and_survives_saving(
+    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X, y = (part[:150] for part in digits)
+    clf = OTADClassifier(target_radius=0.5, **QUICK).fit(X, y)  # type: ignore[arg-type]
+    assert clf.lipschitz_ == pytest.approx(1.0)
+    assert clf.refinement_ is not None
+    assert clf.refinement_["after"]["certified"] > clf.refinement_["before"]["certified"]
+    assert clf.certify(X).certified(0.5, y) == pytest.approx(clf.refinement_["after"]["certified"], abs=0.02)
+    clf.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
+    assert loaded.refinement_ == clf.refinement_
+    found = clf.explain(X[:20], k=3)
+    assert set(found.indices.ravel()) <= set(range(150))
+
+
+def test_target_radius_needs_the_global_potential() -> None:
+    X, y = np.zeros((4, 2)), np.array([0, 0, 1, 1])
+    with pytest.raises(ValueError, match="target_radius"):
+        OTADClassifier(interpolation="neighborhood", target_radius=0.5).fit(X, y)
+    with pytest.raises(ValueError, match="target_radius"):
+        OTADClassifier(target_radius=0.0).fit(X, y)

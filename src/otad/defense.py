@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from otad.cip import BrenierPotential, Regularity, Solution
 from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
+from otad.cip.mean_potential import MeanPotential
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
 from otad.retrieval import Retrieval, neighborhood
@@ -92,13 +93,13 @@ class GlobalInterpolation(nn.Module):
     """One potential for all training points: max(|l|, L)-Lipschitz on all of R^d.
 
     Args:
-        potential: fitted to the transport map.
+        potential: fitted to the transport map, or refined; or the mean of several.
         branch: "lower", "upper" or "mean".
     """
 
     retrieval = None
 
-    def __init__(self, potential: BrenierPotential, branch: Branch = "mean") -> None:
+    def __init__(self, potential: BrenierPotential | MeanPotential, branch: Branch = "mean") -> None:
         super().__init__()
         self.potential = potential
         self.branch: Branch = _checked(branch)

@@ -18,17 +18,20 @@ from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.errors import DataError, OTADError
-from otad.nn import BACKBONES, Backbone, build_backbone
+from otad.nn import BACKBONES, Backbone, EncodedStem, MaxMinEncoder, build_backbone
 from otad.nn.embedding import build_embedding
 from otad.retrieval import Retrieval
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
-from otad.train.backbone import fit_backbone
-from otad.train.embedding import fit_embedding
+from otad.train import Deformations, anchored_potential, fit_backbone, fit_embedding, refine
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
 
 logger = logging.getLogger(__name__)
+
+PIECES = 500  # of a refined potential
+ENCODED = 256  # units of the encoder under it, at most
+ANCHORS = 3.0  # length of the features that its pieces start with, in target radii
 
 ALLOWED = {
     "interpolation": ("global", "neighborhood"),
@@ -73,6 +76,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".
         smoothness_factor: the smallest L is multiplied by this ("neighborhood").
         branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
+        target_radius: train another global potential for certificates of this L2 radius ("refinement"): pieces that
+            start at training samples, on an orthogonal encoder, all of it 1-Lipschitz. Gives up the exact fit of the
+            training set and evaluates the "lower" branch. None interpolates the transport map.
         n_neighbors: K of "neighborhood".
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
         retrieval: the metric that chooses the neighbours of "neighborhood": "euclidean" (in stem units), "learned"
@@ -93,8 +99,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
         embedding_history_: one dict per epoch of the embedding, where `retrieval` has one.
+        stem_, head_: of `module_`; the backbone's, unless refined.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
+        refinement_: with `target_radius`, accuracy, certified accuracy and feature error on the training set "before"
+            and "after", and one dict per epoch in "history"; else None.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -127,6 +136,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         ratio: float | None = None,
         smoothness_factor: float = 1.0,
         branch: str | None = None,
+        target_radius: float | None = None,
         n_neighbors: int = 10,
         infeasible: str = "relax",
         retrieval: str = "euclidean",
@@ -154,6 +164,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.ratio = ratio
         self.smoothness_factor = smoothness_factor
         self.branch = branch
+        self.target_radius = target_radius
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
         self.retrieval = retrieval
@@ -201,7 +212,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         started = self._lap("transport map", started)
         retrieval = self._learn_retrieval(inputs, labels, seed)
         started = self._lap("retrieval", started)
-        self.module_ = self._defended(retrieval=retrieval)
+        self.stem_, self.head_, self.pieces_, self.refinement_ = self.backbone_.stem, self.backbone_.head, None, None
+        potential = None if self.target_radius is None else self._refined(inputs, labels, seed)
+        self.module_ = self._defended(potential, retrieval)
         self._lap("potential", started)
         return self
 
@@ -265,6 +278,44 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             return None
         return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
 
+    def _refined(self, inputs: Tensor, labels: Tensor, seed: int) -> BrenierPotential:
+        """A potential trained on all samples, on an encoder trained along; its pieces start at some of the samples."""
+        radius = float(self.target_radius)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.stem_, self.head_ = self._encoded()
+            self.pieces_ = torch.randperm(len(self.transport_.x))[:PIECES]
+        chosen = self.transport_.samples[self.pieces_]
+        with torch.no_grad():
+            start = anchored_potential(
+                self.stem_(inputs[chosen]), self.transport_.y[self.pieces_], self.head_, ANCHORS * radius
+            )
+        found = refine(
+            start,
+            self.head_,
+            self.stem_,
+            inputs,
+            labels,
+            target_radius=radius,
+            augment=Deformations() if inputs.ndim == 4 else None,
+            seed=seed,
+            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
+            resume=self.resume,
+            progress=self.verbose,
+        )
+        history = [vars(epoch).copy() for epoch in found.history]
+        self.refinement_ = {"before": found.before, "after": found.after, "history": history}
+        return found.potential
+
+    def _encoded(self) -> tuple[EncodedStem, torch.nn.Linear]:
+        """A stem with an encoder, and a head of orthonormal rows that is not trained."""
+        d = math.prod(self.input_shape_)
+        width = min(ENCODED, max(2, d - d % 2))
+        head = torch.nn.Linear(width, len(self.classes_)).requires_grad_(False)
+        torch.nn.init.orthogonal_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        return EncodedStem(self.backbone_.stem, MaxMinEncoder(d, width)), head
+
     def _defended(self, potential: BrenierPotential | None = None, retrieval: Retrieval | None = None) -> OTAD:
         transport, regularity = self.transport_, self._bounds()
         interpolation: torch.nn.Module
@@ -272,7 +323,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             ratio = -1.0 if self.ratio is None else self.ratio
             if potential is None:
                 potential = BrenierPotential.fit(transport.x, transport.z, ratio, regularity=regularity)
-            interpolation = GlobalInterpolation(potential, self.branch or "mean")  # type: ignore[arg-type]
+            # A refined potential has learned its lower branch; the upper one would be another function.
+            branch = "lower" if self.pieces_ is not None else self.branch or "mean"
+            interpolation = GlobalInterpolation(potential, branch)  # type: ignore[arg-type]
             self.regularity_, self.lipschitz_ = potential.regularity, potential.lipschitz
         else:
             interpolation = NeighborhoodInterpolation(
@@ -287,7 +340,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 infeasible=self.infeasible,  # type: ignore[arg-type]
             )
             self.regularity_, self.lipschitz_ = regularity, None
-        return OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
+        return OTAD(self.stem_, interpolation, self.head_)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (n, classes); for two classes their difference (n,), positive for classes_[1]."""
@@ -323,10 +376,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         with torch.no_grad():
             stats = self.module_.features(inputs).stats
         # A point may carry weight in the lower and in the upper potential: add them up.
-        dense = torch.zeros(len(inputs), len(self.transport_.x), dtype=torch.float64)
+        samples = self.transport_.samples if self.pieces_ is None else self.transport_.samples[self.pieces_]
+        dense = torch.zeros(len(inputs), len(samples), dtype=torch.float64)
         dense.scatter_add_(1, stats["indices"], stats["weights"])
         best = dense.topk(min(k, dense.shape[1]), dim=1)
-        return self.transport_.samples[best.indices].numpy(), best.values.numpy()
+        return samples[best.indices].numpy(), best.values.numpy()
 
     def training_fit(self) -> dict[str, float]:
         """How exactly the interpolant reproduces the training set.
@@ -334,8 +388,13 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points
             that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
+
+        Raises:
+            ValueError: the potential was refined, hence interpolates nothing.
         """
         check_is_fitted(self)
+        if self.pieces_ is not None:
+            raise ValueError("a refined potential interpolates nothing; see refinement_ for its fit before and after")
         transport, head, interpolation = self.transport_, self.backbone_.head, self.module_.interpolation
         parts = transport.x.split(256)
         retrieval = interpolation.retrieval
@@ -363,12 +422,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             learned["embedding_history"] = self.embedding_history_
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
+        if isinstance(self.stem_, EncodedStem):
+            modules |= {"encoders": self.stem_.encoders.state_dict(), "head": self.head_.state_dict()}
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
             learned=learned,
             modules=modules,
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
+            pieces=self.pieces_,
         )
         write_classifier(Path(folder), saved)
 
@@ -389,6 +451,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             self.backbone_ = self._untrained(torch.zeros(self.input_shape_))
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
+            self.stem_, self.head_, self.pieces_ = self.backbone_.stem, self.backbone_.head, saved.pieces
+            if self.pieces_ is not None:
+                self.stem_, self.head_ = self._encoded()
+                self.stem_.encoders.load_state_dict(saved.modules["encoders"])
+                self.head_.load_state_dict(saved.modules["head"])
             self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
         return self
 
@@ -447,6 +514,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("embedding_epochs and embedding_width belong to retrieval='learned' or 'robust'")
         if self.retrieval == "robust" and (self.embedding_width or 2) % 2:
             raise ValueError(f"embedding_width must be even for retrieval='robust'; got {self.embedding_width!r}")
+        if self.target_radius is not None:
+            if not 0 < self.target_radius < math.inf:
+                raise ValueError(f"target_radius must be a positive number or None; got {self.target_radius!r}")
+            if self.interpolation != "global" or self.branch not in (None, "lower") or self.smoothness is not None:
+                raise ValueError("target_radius needs interpolation='global', branch None or 'lower', smoothness None")
         if self.width is not None and not self.width >= 1:
             raise ValueError(f"width must be at least 1; got {self.width!r}")
         if self.device not in DEVICES:
@@ -479,4 +551,4 @@ def _number(random_state: Any) -> int | None:
 
 
 DEVICES = (None, "cpu", "cuda")
-LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds")
+LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds", "refinement")

@@ -33,6 +33,8 @@ class SavedClassifier:
         modules: state of each network by its name.
         transport: the transport map.
         potential: on the points of the transport map, where one was fitted.
+        pieces: the points of the transport map that the pieces of a refined potential started from; such a potential
+            has points and features of its own. None where it interpolates the whole map.
     """
 
     parameters: dict[str, Any]
@@ -40,6 +42,7 @@ class SavedClassifier:
     modules: dict[str, dict[str, Tensor]]
     transport: TransportMap
     potential: BrenierPotential | None
+    pieces: Tensor | None = None
 
 
 def write_classifier(folder: Path, saved: SavedClassifier) -> None:
@@ -50,6 +53,8 @@ def write_classifier(folder: Path, saved: SavedClassifier) -> None:
     if saved.potential is not None:
         tensors["potentials"] = saved.potential.potentials
         bounds = [saved.potential.regularity.l, saved.potential.regularity.L]
+        if saved.pieces is not None:
+            tensors |= {"pieces": saved.pieces, "points": saved.potential.x, "features": saved.potential.z}
     facts = {
         "parameters": saved.parameters,
         **saved.learned,
@@ -74,10 +79,13 @@ def read_classifier(folder: Path) -> SavedClassifier:
         parameters, bounds = facts.pop("parameters"), facts.pop("regularity")
         arrays = {name: tensors.pop(f"transport.{name}") for name in TRANSPORT_TENSORS}
         transport = TransportMap(**arrays, conflicts=facts.pop("conflicts"))
-        potential = None
+        potential, pieces = None, tensors.pop("pieces", None)
         if parameters["interpolation"] == "global":
             values = tensors.pop("potentials")
-            potential = BrenierPotential(transport.x, transport.z, values, Regularity(*bounds))
+            x, z = transport.x, transport.z
+            if pieces is not None:
+                x, z = tensors.pop("points"), tensors.pop("features")
+            potential = BrenierPotential(x, z, values, Regularity(*bounds))
         modules: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             module, _, name = key.partition(".")
@@ -85,7 +93,7 @@ def read_classifier(folder: Path) -> SavedClassifier:
         learned = facts | {"classes": _labels_from_json(facts["classes"]), "input_shape": tuple(facts["input_shape"])}
         if "feature_names_in" in learned:
             learned["feature_names_in"] = np.array(learned["feature_names_in"], dtype=object)
-        return SavedClassifier(parameters, learned, modules, transport, potential)
+        return SavedClassifier(parameters, learned, modules, transport, potential, pieces)
 
 
 def _write(folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:

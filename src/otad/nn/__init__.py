@@ -4,6 +4,7 @@ from otad.nn.backbone import Backbone, CenteredFlatten
 from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, build_embedding, residual_embedding
 from otad.nn.mlp import residual_mlp
 from otad.nn.named import BACKBONES, build_backbone
+from otad.nn.orthogonal import EncodedStem, MaxMinEncoder
 from otad.nn.resnet import residual_convnet
 from otad.nn.transformer import residual_transformer
 from otad.nn.transport_cost import block_cost, transport_cost
@@ -12,6 +13,8 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "CenteredFlatten",
+    "EncodedStem",
+    "MaxMinEncoder",
     "OrthogonalEmbedding",
     "UnitEmbedding",
     "block_cost",

@@ -1,6 +1,20 @@
 """Training loops."""
 
+from otad.train.affine_potential import AffinePotential
+from otad.train.augmentation import Deformations
 from otad.train.backbone import Epoch, fit_backbone
 from otad.train.embedding import EmbeddingEpoch, fit_embedding
+from otad.train.potential import Refinement, RefinementEpoch, anchored_potential, refine
 
-__all__ = ["EmbeddingEpoch", "Epoch", "fit_backbone", "fit_embedding"]
+__all__ = [
+    "AffinePotential",
+    "Deformations",
+    "EmbeddingEpoch",
+    "Epoch",
+    "Refinement",
+    "RefinementEpoch",
+    "anchored_potential",
+    "fit_backbone",
+    "fit_embedding",
+    "refine",
+]

@@ -1,0 +1,55 @@
+"""Small random deformations of images, for training data."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Deformations"]
+
+BUMPS = 7  # control points of the elastic part, per side
+
+
+@dataclass(frozen=True)
+class Deformations:
+    """Shift, rotate, shear, stretch and bend every image a little; what comes in from outside is black.
+
+    Attributes:
+        shift: pixels, at most, each way.
+        rotation: radians, at most; also the shear.
+        stretch: share, at most, of each side.
+        bend: standard deviation of the control points' moves, in pixels.
+    """
+
+    shift: float = 0.7
+    rotation: float = 0.08
+    stretch: float = 0.06
+    bend: float = 0.3
+
+    def __call__(
+        self, images: Float[Tensor, "n channels height width"], draws: torch.Generator
+    ) -> Float[Tensor, "n channels height width"]:
+        """Deformed copies.
+
+        Args:
+            images: in any range whose black is 0.
+            draws: generator of the random numbers, on the CPU.
+        """
+        n, _, height, width = images.shape
+        half = torch.tensor([width / 2, height / 2])  # pixels in half a side, which `grid_sample` counts as 1
+
+        def uniform(most: float, *shape: int) -> Tensor:
+            return (2 * torch.rand(n, *shape, generator=draws) - 1) * most
+
+        angle, shear, side = uniform(self.rotation), uniform(self.rotation), 1 + uniform(self.stretch, 2)
+        maps = torch.zeros(n, 2, 3)
+        maps[:, 0, 0], maps[:, 0, 1] = side[:, 0] * angle.cos(), shear - side[:, 1] * angle.sin()
+        maps[:, 1, 0], maps[:, 1, 1] = side[:, 0] * angle.sin(), side[:, 1] * angle.cos()
+        maps[:, :, 2] = uniform(self.shift, 2) / half
+        grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+        moves = self.bend * torch.randn(n, 2, BUMPS, BUMPS, generator=draws) / half[:, None, None]
+        moves = functional.interpolate(moves, size=(height, width), mode="bicubic", align_corners=True)
+        grid = (grid + moves.permute(0, 2, 3, 1)).to(images)
+        return functional.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
