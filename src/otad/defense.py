@@ -7,14 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from otad.cip import BrenierPotential, Regularity, Solution
+from otad.cip import BrenierPotential, Regularity, Solution, Status
 from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
 from otad.neighbors import nearest_neighbors
+from otad.nn.cip_net import CIPNet, Imitation
 
-__all__ = ["OTAD", "GlobalInterpolation", "Interpolation", "NeighborhoodInterpolation"]
+__all__ = [
+    "OTAD",
+    "GlobalInterpolation",
+    "Interpolation",
+    "NeighborhoodInterpolation",
+    "NetworkInterpolation",
+    "guessed_weights",
+    "known_smoothness",
+]
 
 
 class Interpolation(Protocol):
@@ -32,7 +41,7 @@ class OTAD(nn.Module):
 
     Args:
         stem: inputs to points, with its exact Lipschitz constant `stem.lipschitz`.
-        interpolation: points to features, `GlobalInterpolation` or `NeighborhoodInterpolation`.
+        interpolation: points to features: `GlobalInterpolation`, `NeighborhoodInterpolation`, `NetworkInterpolation`.
         head: features to logits.
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329.
@@ -153,18 +162,31 @@ class NeighborhoodInterpolation(nn.Module):
         Raises:
             InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.
         """
+        x_i, z_i, found = self.neighbors(x)
+        solution = self.solve(x, x_i, z_i)
+        return Solution(solution.value, solution.status, solution.stats | found)
+
+    def neighbors(
+        self, x: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch k d"], Float[Tensor, "batch k d"], dict[str, Tensor]]:
+        """Neighbours of queries, their features, and "indices", "distances", "next_distance" as in `forward`."""
         distances, indices = nearest_neighbors(x.detach().double(), self.x, min(self.k + 1, len(self.x)))
         beyond = distances[:, self.k] if distances.shape[1] > self.k else torch.full_like(distances[:, 0], torch.inf)
         distances, indices = distances[:, : self.k], indices[:, : self.k]
-        x_i, z_i = self.x[indices], self.z[indices]
+        found = {"indices": indices, "distances": distances, "next_distance": beyond}
+        return self.x[indices], self.z[indices], found
+
+    def solve(
+        self, x: Float[Tensor, "batch d"], x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"]
+    ) -> Solution:
+        """`forward` for neighbours at hand."""
         query = x.double()
         products = inner_products(query, x_i, z_i)
         with torch.no_grad():
             regularity, u_i, relaxed = self._potentials(products)
         solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
-        ones = torch.ones_like(beyond)
-        stats = {"indices": indices, "distances": distances, "next_distance": beyond, "relaxed": relaxed}
-        stats |= {"l": ones * regularity.l, "L": ones * regularity.L}
+        ones = torch.ones_like(query[:, 0])
+        stats = {"relaxed": relaxed, "l": ones * regularity.l, "L": ones * regularity.L}
         return Solution(solution.value.to(x.dtype), solution.status, solution.stats | stats)
 
     def _potentials(self, products: InnerProducts) -> tuple[Regularity, Tensor, Tensor]:
@@ -183,12 +205,12 @@ class NeighborhoodInterpolation(nn.Module):
         if relaxed.any():
             if self.infeasible == "raise":
                 found.checked()
-            if widest is None:
-                widest = _positive(smoothness_of(products, -1.0, torch.float64))
-            if not widest[relaxed].isfinite().all():
+            some = products.rows(relaxed)
+            wider = _positive(smoothness_of(some, -1.0, torch.float64)) if widest is None else widest[relaxed]
+            if not wider.isfinite().all():
                 raise InfeasibleError("equal training points carry different features; merge duplicates first")
-            wide = potentials(products, -widest * (1 + 1e-6), 2 * widest * (1 + 1e-6), torch.float64)
-            return regularity, torch.where(relaxed[:, None], wide.value, found.value), relaxed
+            wide = potentials(some, -wider * (1 + 1e-6), 2 * wider * (1 + 1e-6), torch.float64)
+            return regularity, found.value.index_put((relaxed,), wide.value), relaxed
         return regularity, found.value, relaxed
 
     def smoothed(self, factor: float) -> "NeighborhoodInterpolation":
@@ -203,6 +225,81 @@ class NeighborhoodInterpolation(nn.Module):
             infeasible=self.infeasible,
             smoothing=self.smoothing * factor,
         )
+
+
+class NetworkInterpolation(nn.Module):
+    """The published OTAD-NN: the neighbours of each query, and a network that guesses their weights.
+
+    The feature is sum_i w_i z_i as for l = 0, in the convex hull of the neighbours' features. No proof comes with it:
+    it neither fits the training points exactly nor has a known Lipschitz constant.
+
+    Args:
+        solver: the exact interpolation that the network imitates: l = 0, lower branch.
+        net: the network.
+        imitation: how near it comes to the solver; in the statistics of every answer.
+        sharpness: factor of the network's logits; below 1 for an attacker's surrogate.
+
+    Raises:
+        ValueError: a solver of another branch, or with l other than 0.
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329 (OTAD-NN, OTAD-T-NN).
+    """
+
+    def __init__(
+        self, solver: NeighborhoodInterpolation, net: CIPNet, imitation: Imitation, sharpness: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.smoothness = known_smoothness(solver)
+        self.solver, self.net, self.imitation, self.sharpness = solver, net, imitation, sharpness
+        self.branch: Branch = "lower"
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
+        """Features; differentiable in x with the neighbours held.
+
+        Returns:
+            value: shape (batch, d).
+            status: GUESSED.
+            stats: "indices", "weights" (batch, k), the network's; "distances" (batch, k); "next_distance" (batch,);
+                "expected_error" and "expected_agreement" (batch,): the mean relative feature error and the share of
+                equal labels measured on held-out problems, the same in every row.
+        """
+        x_i, z_i, found = self.solver.neighbors(x)
+        weights = guessed_weights(self.net, inner_products(x.double(), x_i, z_i), self.smoothness, self.sharpness)
+        ones = torch.ones_like(found["next_distance"])
+        expected = {
+            "expected_error": ones * self.imitation.feature_error,
+            "expected_agreement": ones * self.imitation.label_agreement,
+        }
+        status = torch.full_like(found["indices"][:, 0], int(Status.GUESSED))
+        z = (weights[:, None] @ z_i).squeeze(1)
+        return Solution(z.to(x.dtype), status, {"weights": weights} | found | expected)
+
+    def smoothed(self, factor: float) -> "NetworkInterpolation":
+        return NetworkInterpolation(self.solver, self.net, self.imitation, self.sharpness * factor)
+
+
+def guessed_weights(
+    net: CIPNet, products: InnerProducts, smoothness: float | None, sharpness: float = 1.0
+) -> Float[Tensor, "batch k"]:
+    """The network's weights, float64, on the simplex."""
+    assert products.dd is not None  # made with distances
+    logits = net(products.zz, products.zd, products.dd, products.tilt, smoothness)
+    return (sharpness * logits.double()).softmax(1)
+
+
+def known_smoothness(solver: NeighborhoodInterpolation) -> float | None:
+    """L of a solver that a network can imitate; None where it is searched for each neighbourhood.
+
+    Raises:
+        ValueError: another branch than the lower one, or l other than 0.
+    """
+    bounds = solver.regularity
+    if solver.branch != "lower":
+        raise ValueError(f"a network imitates the branch 'lower' alone; got {solver.branch!r}")
+    if (solver.ratio if bounds is None else bounds.l) != 0:
+        raise ValueError("a network imitates l = 0 alone: leave strong_convexity and ratio out, or set them to 0")
+    return None if bounds is None else float(bounds.L)
 
 
 def _positive(smoothness: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 from otad.errors import DataError, OTADError
 from otad.nn import residual_mlp
+from otad.nn.cip_net import CIPNet, Imitation
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
+from otad.train.cip_net import compare, imitate
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
@@ -28,7 +30,7 @@ __all__ = ["Explanation", "OTADClassifier", "load_model"]
 logger = logging.getLogger(__name__)
 
 ALLOWED = {
-    "interpolation": ("global", "neighborhood"),
+    "interpolation": ("global", "neighborhood", "network"),
     "backbone": ("mlp",),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
@@ -55,7 +57,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     interpolated by convex integration, so that its Lipschitz constant is known.
 
     Args:
-        interpolation: "global" (one potential for all training points) or "neighborhood" (the published OTAD).
+        interpolation: "global" (one potential for all training points), "neighborhood" (the published OTAD) or
+            "network" (the published OTAD-NN: a network guesses what "neighborhood" solves; no certificate).
         backbone: "mlp".
         n_blocks, width: residual blocks and their hidden units (None: chosen by the dimension).
         alpha: weight of the transport cost; 0 trains an ordinary network, whose map has no small Lipschitz constant.
@@ -67,7 +70,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".
         smoothness_factor: the smallest L is multiplied by this ("neighborhood").
         branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
-        n_neighbors: K of "neighborhood".
+        n_neighbors: K of "neighborhood" and "network".
+        network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
+        network_problems: solved problems that it learns from (published: 50,000).
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
         checkpoint: folder for the state of training after each epoch.
         resume: go on from that state.
@@ -82,7 +87,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
-        regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
+        regularity_, lipschitz_: of the global potential (fixed bounds or None for the others).
+        network_error_: how near "network" comes to the exact solutions of held-out problems, {kind of query: {figure:
+            value}} (see `otad.nn.cip_net.Imitation`); empty for the others. network_history_: one dict per epoch.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -116,6 +123,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: str | None = None,
         n_neighbors: int = 10,
         infeasible: str = "relax",
+        network_width: int = 32,
+        network_layers: int = 2,
+        network_heads: int = 4,
+        network_problems: int = 50_000,
         checkpoint: str | Path | None = None,
         resume: bool = False,
         device: str | None = None,
@@ -139,6 +150,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.branch = branch
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
+        self.network_width = network_width
+        self.network_layers = network_layers
+        self.network_heads = network_heads
+        self.network_problems = network_problems
         self.checkpoint = checkpoint
         self.resume = resume
         self.device = device
@@ -180,7 +195,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.health_ = health(self.transport_)
         started = self._lap("transport map", started)
         self.module_ = self._defended()
-        self._lap("potential", started)
+        started = self._lap("potential", started)
+        self.network_error_, self.network_history_ = {}, []
+        if self.interpolation == "network":
+            self._imitate(seed)
+            self._lap("network", started)
         return self
 
     def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
@@ -204,6 +223,30 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             progress=self.verbose,
         )
         self.history_ = [vars(epoch).copy() for epoch in history]
+
+    def _imitate(self, seed: int) -> None:
+        """Put a network in place of the solver that the module holds."""
+        solver, head = self.module_.interpolation, self.backbone_.head
+        assert isinstance(solver, NeighborhoodInterpolation)
+        interpolation, found, history = imitate(
+            solver,
+            head,
+            width=self.network_width,
+            layers=self.network_layers,
+            heads=self.network_heads,
+            n_problems=self.network_problems,
+            seed=seed,
+            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
+            resume=self.resume,
+            device=self.device,
+            progress=self.verbose,
+        )
+        self.network_error_ = {queries: imitation.to_dict() for queries, imitation in found.items()}
+        self.network_history_ = [vars(epoch).copy() for epoch in history]
+        for queries, imitation in found.items():
+            if not imitation.near:
+                logger.warning("the network is far from the exact solution on %s: %s", queries, imitation)
+        self.module_ = OTAD(self.backbone_.stem, interpolation, head)
 
     def _epochs(self, n: int) -> int:
         if self.epochs is not None:
@@ -282,6 +325,24 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         best = dense.topk(min(k, dense.shape[1]), dim=1)
         return self.transport_.samples[best.indices].numpy(), best.values.numpy()
 
+    def measure_network(self, X: Any) -> dict[str, float]:
+        """How near the network comes to the exact solution at these samples; see `network_error_`.
+
+        Args:
+            X: as in `predict`.
+
+        Raises:
+            ValueError: the interpolation is no network.
+        """
+        inputs, interpolation = self._inputs(X), self.module_.interpolation
+        if not isinstance(interpolation, NetworkInterpolation):
+            raise ValueError(f"interpolation={self.interpolation!r} has no network to measure")
+        with torch.no_grad():
+            points = [self.module_.stem(part).double() for part in inputs.split(256)]
+        solver = interpolation.solver
+        queries = ((x, *solver.neighbors(x)[:2]) for x in points)
+        return compare(solver, interpolation.net, self.module_.head, queries).to_dict()
+
     def training_fit(self) -> dict[str, float]:
         """How exactly the interpolant reproduces the training set.
 
@@ -307,12 +368,13 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         potential = getattr(self.module_.interpolation, "potential", None)
         learned = {name: getattr(self, f"{name}_") for name in LEARNED}
+        learned |= {"network_error": self.network_error_, "network_history": self.network_history_}
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
             learned=learned,
-            modules={"backbone": self.backbone_.state_dict()},
+            modules={"backbone": self.backbone_.state_dict()} | self._network(),
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
         )
@@ -329,6 +391,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         with describing_damage(Path(folder)):
             self = cls(**saved.parameters)
             self._check_parameters()
+            self.network_error_, self.network_history_ = {}, []  # in models saved before there was a network
             for name in {*LEARNED, *saved.learned}:
                 setattr(self, f"{name}_", saved.learned[name])
             self.transport_ = saved.transport
@@ -338,7 +401,18 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
             self.module_ = self._defended(saved.potential)
+            if self.interpolation == "network":
+                net = CIPNet(self.network_width, self.network_layers, self.network_heads)
+                net.load_state_dict(saved.modules["network"])
+                imitation = Imitation(**self.network_error_["new samples"])  # type: ignore[arg-type]
+                interpolation = NetworkInterpolation(self.module_.interpolation, net, imitation)  # type: ignore[arg-type]
+                self.module_ = OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
         return self
+
+    def _network(self) -> dict[str, dict[str, Tensor]]:
+        """What the network adds to a saved classifier."""
+        interpolation = self.module_.interpolation
+        return {"network": interpolation.net.state_dict()} if isinstance(interpolation, NetworkInterpolation) else {}
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
@@ -359,7 +433,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors"):
+        sizes = ("network_width", "network_layers", "network_heads", "network_problems")
+        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors", *sizes):
             value = getattr(self, name)
             if name == "epochs" and value is None:
                 continue
@@ -376,6 +451,14 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.interpolation == "global" and self.smoothness_factor != 1:
             raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
+        if self.interpolation == "network":
+            CIPNet(self.network_width, self.network_layers, self.network_heads)
+            if (
+                self.branch not in (None, "lower")
+                or self.ratio not in (None, 0)
+                or self.strong_convexity not in (None, 0)
+            ):
+                raise ValueError("interpolation='network' imitates branch 'lower' with l = 0: leave branch, ratio out")
         if self.width is not None and not self.width >= 1:
             raise ValueError(f"width must be at least 1; got {self.width!r}")
         if self.device not in DEVICES:

@@ -89,6 +89,7 @@ class AttackerKnowledge:
         x_train: training samples in the shape the model takes, (n_train, ...).
         y_train: their class indices, (n_train,).
         backbone: the undefended network, inputs -> logits: the source of transfer attacks.
+        relatives: further sources, such as the exact model that a network imitates.
         smoothed: factor -> a surrogate of the model with wider smoothing (factor < 1, smaller is wider), same
             shapes; its gradients replace the model's own where these vanish.
         embedding: inputs -> coordinates (batch, ...) in which the model looks up its nearest training points; None
@@ -98,6 +99,7 @@ class AttackerKnowledge:
     x_train: Float[Tensor, "n ..."] | None = None
     y_train: Int[Tensor, " labels"] | None = None
     backbone: nn.Module | None = None
+    relatives: tuple[nn.Module, ...] = ()
     smoothed: Callable[[float], nn.Module] | None = None
     embedding: Callable[[Tensor], Tensor] | None = None
 

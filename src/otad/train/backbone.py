@@ -1,23 +1,20 @@
 """Fit a backbone under the transport cost: one loop for every network, on whatever devices accelerate finds."""
 
-import hashlib
 import logging
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from otad.nn.backbone import Backbone
 from otad.train.state import TrainingState
+from otad.train.steps import Batches, Shuffled, digest, mean_over_processes, set_rate, whole_batch
 
 __all__ = ["Epoch", "fit_backbone"]
 
@@ -90,12 +87,12 @@ def fit_backbone(
     Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 3; METHOD sections 1 and 3.
     """
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-    order = _Shuffled(len(x), seed)
-    loader = DataLoader(_Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=_first)
+    order = Shuffled(len(x), seed)
+    loader = DataLoader(Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=learning_rate, weight_decay=weight_decay)
     objective, optimizer, loader = accelerator.prepare(_Objective(backbone, alpha, margin), optimizer, loader)
     settings = {"alpha": alpha, "margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "data": _digest(x, y)}
+    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "data": digest(x, y)}
     settings["shapes"] = [list(value.shape) for value in backbone.state_dict().values()]
     state = TrainingState(checkpoint, "backbone", settings)
     history = [Epoch(**row) for row in state.load(backbone, optimizer)] if resume else []
@@ -107,14 +104,14 @@ def fit_backbone(
             order.epoch = epoch
             sums = torch.zeros(4, device=accelerator.device)
             for step, (inputs, labels) in enumerate(loader):
-                _set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
+                set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
                 loss, cost, accuracy = objective(inputs, labels)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
-                facts = torch.stack([loss.detach(), cost, accuracy, torch.ones_like(accuracy)])
+                facts = torch.stack([torch.ones_like(accuracy), loss.detach(), cost, accuracy])
                 sums += len(labels) * facts.float()
-            loss, cost, accuracy, _ = _mean(accelerator, sums).tolist()
+            _, loss, cost, accuracy = mean_over_processes(accelerator, sums).tolist()
             history.append(Epoch(epoch + 1, loss, cost, accuracy, time.perf_counter() - started))
             bar.set_postfix(loss=f"{loss:.3f}", transport=f"{cost:.2f}", accuracy=f"{accuracy:.1%}")
             bar.update()
@@ -124,19 +121,6 @@ def fit_backbone(
     optimizer.zero_grad(set_to_none=True)
     backbone.to("cpu").eval().requires_grad_(False)
     return history
-
-
-def _digest(x: Tensor, y: Tensor) -> str:
-    """Of the training data, so that a checkpoint is gone on from with its own data only."""
-    digest = hashlib.sha256()
-    for part in (x, y):
-        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _mean(accelerator: Accelerator, sums: Tensor) -> Tensor:
-    total = accelerator.reduce(sums, "sum")
-    return total / total[3]  # type: ignore[index]
 
 
 class _Objective(nn.Module):
@@ -168,43 +152,3 @@ def _row_distances(rows: Float[Tensor, "classes d"], labels: Int[Tensor, " batch
     squared = (rows[None] - rows[labels][:, None]).square().sum(2)
     others = torch.ones_like(squared, dtype=torch.bool).scatter(1, labels[:, None], False)
     return torch.where(others, squared.clamp(min=1e-12).sqrt(), 0)
-
-
-class _Batches(Dataset):
-    """Whole batches at once: one index operation instead of one per sample."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        chosen = torch.as_tensor(indices)
-        return [(self.x[chosen], self.y[chosen])]
-
-
-def _first(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return items[0]
-
-
-class _Shuffled(Sampler[int]):
-    """An order that depends on seed and epoch alone, so that a resumed run sees the batches it would have seen."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.n, generator=generator).tolist())
-
-
-def _set_rate(optimizer: Any, learning_rate: float, progress: float) -> None:
-    """Linear warm-up over the first twentieth, then a half cosine to zero."""
-    warm = min(1.0, progress / 0.05 + 1e-3)
-    rate = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
