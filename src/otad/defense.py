@@ -70,6 +70,11 @@ class OTAD(nn.Module):
         """The same classifier with wider smoothing (M times factor < 1): an attacker's surrogate, not a defence."""
         return OTAD(self.stem, self.interpolation.smoothed(factor), self.head)  # type: ignore[operator]
 
+    def solved(self) -> "OTAD":
+        """The same classifier with the exact solver where a network stands in for it."""
+        inner = self.interpolation
+        return OTAD(self.stem, inner.solver, self.head) if isinstance(inner, NetworkInterpolation) else self
+
     def exact(self) -> "OTAD":
         """A float64 copy: the same function, evaluated with more digits."""
         return copy.deepcopy(self).double()

@@ -38,6 +38,7 @@ class Interpolation(StrEnum):
 
     GLOBAL = "global"
     NEIGHBORHOOD = "neighborhood"
+    NETWORK = "network"
 
 
 class Norm(StrEnum):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 __all__ = ["CIPNet", "Imitation"]
 
 PAIR_FACTS, NODE_FACTS = 11, 5
-TINY = 1e-30
+TINY, FAR = 1e-30, 1e3
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _facts(zz: Tensor, zd: Tensor, dd: Tensor, tilt: Tensor, smoothness: float |
     with torch.no_grad():  # differences of neighbours do not move with the query
         lipschitz = _largest(z_square, x_square).sqrt()
         # The pairs' bound on L is the smallest L or nearly so, unless features go back where points go ahead.
-        shown = _largest(z_square, both)
-        L = torch.where(shown.isfinite(), shown, lipschitz).clamp(min=TINY)
+        back = ((both <= 0) & (z_square > 0)).any(2, keepdim=True).any(1, keepdim=True)
+        L = torch.where(back, lipschitz, _largest(z_square, both)).clamp(min=TINY)
         if smoothness is not None:
             L = torch.full_like(L, smoothness)
     bend = z_square / (2 * L)
@@ -162,7 +162,8 @@ def _facts(zz: Tensor, zd: Tensor, dd: Tensor, tilt: Tensor, smoothness: float |
         V.amax(2),
         torn[:, 0].expand_as(r).asinh(),
     ]
-    return torch.stack(nodes, 2), torch.stack(pairs, 3)
+    # Beyond FAR only where all features are equal but for rounding, and any weights will do.
+    return torch.stack(nodes, 2).clamp(-FAR, FAR), torch.stack(pairs, 3).clamp(-FAR, FAR)
 
 
 def _square_distances(gram: Tensor) -> Tensor:
@@ -171,6 +172,5 @@ def _square_distances(gram: Tensor) -> Tensor:
 
 
 def _largest(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Largest quotient, (batch, 1, 1); infinite where a positive number stands over none."""
-    quotient = torch.where(denominator > 0, numerator / denominator.clamp(min=TINY), torch.inf)
-    return torch.where(numerator > 0, quotient, 0).amax((1, 2), keepdim=True)
+    """Largest quotient over pairs of a positive denominator, (batch, 1, 1)."""
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=TINY), 0).amax((1, 2), keepdim=True)
