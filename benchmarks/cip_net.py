@@ -62,7 +62,8 @@ def run(quick: bool = False) -> Benchmark:
             ]
     return Benchmark(
         name="cip_net",
-        question=f"Microseconds a query and errors of CIP-net (width 32, 2 layers, 4 heads) beside the exact kernels, K = {K}.",
+        question="Microseconds a query and errors of CIP-net (width 32, 2 layers, 4 heads) beside the exact kernels, "
+        f"K = {K}.",
         timed=TIMED,
         tables=[
             Table(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from otad.cip import Regularity
+from otad.cip import Regularity, interpolate_neighborhood
 from otad.cip.gram import inner_products
-from otad.defense import NeighborhoodInterpolation, NetworkInterpolation, guessed_weights
+from otad.defense import NeighborhoodInterpolation, guessed_weights
 from otad.errors import ModelFolderError
 from otad.nn.cip_net import CIPNet
 from otad.train.cip_net import Problems, fit_cip_net, imitate, solved_problems
@@ -40,7 +40,7 @@ def problems() -> Problems:
 def test_it_beats_the_guesses_that_need_no_network(regularity: Regularity | None) -> None:
     """At most half the error of the nearest neighbour's feature, and of the mean feature, on held-out problems."""
     exact = solver(regularity=regularity)
-    net, found, _ = imitate(exact, head(), n_problems=2500, epochs=12, seed=0, device="cpu")
+    net, found, _ = imitate(exact, head(), n_problems=2000, epochs=12, seed=0, device="cpu")
     for imitation in found.values():
         assert 2 * imitation.feature_error < min(imitation.nearest_error, imitation.mean_error)
         assert imitation.label_agreement > 0.9
@@ -51,18 +51,18 @@ def test_it_beats_the_guesses_that_need_no_network(regularity: Regularity | None
     assert error < 2 * float(ours.stats["expected_error"][0])
 
 
-def test_problems_are_solved_exactly(problems: Problems) -> None:
-    """The weights maximise the dual of the constraints b_i - b_j >= V_ij: checked on the face where they live."""
-    zz, weights = problems.zz.double(), problems.weights.double()
-    assert (weights >= 0).all()
+def test_inner_products_carry_the_whole_problem(problems: Problems) -> None:
+    """Any points with the stored inner products have the stored solution."""
+    zz, zd, dd, tilt, weights = (part.double() for part in problems)
+    gram = torch.cat([torch.cat([zz, zd], 2), torch.cat([zd.transpose(1, 2), dd], 2)], 1)
+    values, vectors = torch.linalg.eigh(gram)
+    z_i, delta = (vectors * values.clamp(min=0).sqrt()[:, None]).split(6, dim=1)
+    mean = torch.linalg.lstsq(delta, tilt[:, :, None], driver="gelsd", rcond=1e-3).solution.transpose(1, 2)
+    found = interpolate_neighborhood(torch.zeros_like(delta[:, 0]), -delta, z_i + mean, Regularity(0.0, 2.0))
     torch.testing.assert_close(weights.sum(1), torch.ones_like(weights[:, 0]), atol=1e-6, rtol=0)
-    # A query at a training point has that point's feature; so have those where one weight is all.
-    exact = solver()
-    products = inner_products(exact.x[:20], *exact.neighbors(exact.x[:20])[:2])
-    alone = exact.solve(exact.x[:20], *exact.neighbors(exact.x[:20])[:2]).stats["weights"]
-    torch.testing.assert_close(alone @ torch.ones(6, dtype=torch.float64), torch.ones(20, dtype=torch.float64))
-    assert (alone[:, 0] > 1 - 1e-6).all()
-    assert products.zz.shape[1:] == zz.shape[1:]
+    apart = ((found.stats["weights"] - weights)[:, None] @ z_i).norm(dim=2).squeeze(1)
+    assert (found.status == 0).double().mean() > 0.9
+    assert (apart[found.status == 0] < 0.01 * z_i.norm(dim=(1, 2))[found.status == 0]).double().mean() > 0.99
 
 
 def test_queries_leave_their_own_point_out_or_move_away_from_it(problems: Problems) -> None:
@@ -156,4 +156,3 @@ def test_weights_lie_on_the_simplex() -> None:
     found = guessed_weights(net, inner_products(x, *exact.neighbors(x)[:2]), 2.0)
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(1), torch.ones(40, dtype=torch.float64))
-    assert isinstance(NetworkInterpolation, type)

@@ -100,6 +100,15 @@ def train(
     interpolation: Annotated[
         Interpolation, typer.Option("--interpolation", help="How features between training points are made.")
     ] = (Interpolation.GLOBAL),
+    network_problems: Annotated[
+        int | None,
+        typer.Option(
+            "--network-problems",
+            min=1,
+            help="Solved problems that the network of --interpolation network learns from.",
+            show_default="the estimator's",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -129,6 +138,8 @@ def train(
     settings: dict[str, Any] = {"interpolation": str(interpolation)}
     if alpha is not None:
         settings["alpha"] = alpha
+    if network_problems is not None:
+        settings["network_problems"] = network_problems
     command = [
         "otad",
         "train",
@@ -147,6 +158,7 @@ def train(
         attacks,
     ]
     given = {
+        "--network-problems": network_problems,
         "--alpha": alpha,
         "--n-train": n_train,
         "--n-test": n_test,
