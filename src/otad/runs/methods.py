@@ -16,7 +16,7 @@ from otad.baselines import BASELINES
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
 from otad.estimator import OTADClassifier
-from otad.runs.opponents import retrieval_space
+from otad.runs.opponents import relatives, retrieval_space
 
 __all__ = ["METHODS", "Fit", "Fitted", "fit_otad"]
 
@@ -42,6 +42,7 @@ CANDIDATES = (
 VALIDATION_SHARE = 0.2
 LEAST_STEPS = 500  # as the estimator: a small data set gets more epochs than a large one
 LEAST_EPOCHS = 12
+TRIAL_PROBLEMS, MOST_PROBLEMS = 512, 50_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def fit_otad(
     A trial of two epochs tells the seconds of an epoch. Then each of `CANDIDATES` is trained on four fifths of the
     training samples and measured on the rest, as long as the budget holds that and the final training; the one of the
     largest certified accuracy at the threat's radius is taken (ties: clean accuracy). Where it holds not even the
-    first, that one is taken with as many epochs as fit. All of this counts as training time.
+    first, that one is taken with as many epochs as fit. All of this counts as training time. A network imitates the
+    settings that "neighborhood" would choose, from as many solved problems as a third of the budget holds.
 
     Args:
         x: training samples, (n, ...).
@@ -90,15 +92,22 @@ def fit_otad(
         minutes: the budget.
         seed: of the held-out samples, the weights and the order of the batches.
         progress: show progress bars.
-        interpolation: "global" or "neighborhood".
+        interpolation: "global", "neighborhood" or "network".
     """
     deadline = time.perf_counter() + 60 * minutes
     inputs, labels = x.numpy(), y.numpy()
     common = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
-    trial = OTADClassifier(epochs=2, **common).fit(inputs, labels)
+    network = interpolation == "network"
+    final = common | ({"network_problems": TRIAL_PROBLEMS} if network else {})
+    trial = OTADClassifier(epochs=2, **final).fit(inputs, labels)
     # The second epoch, because the first also pays for what is set up once.
     epoch = trial.history_[1]["seconds"] - trial.history_[0]["seconds"]
     rest = trial.seconds_["transport map"] + trial.seconds_["potential"]
+    if network:
+        problem = trial.seconds_["network"] / TRIAL_PROBLEMS
+        final["network_problems"] = max(TRIAL_PROBLEMS, min(MOST_PROBLEMS, int(20 * minutes / problem)))
+        rest += problem * final["network_problems"]
+        common["interpolation"] = "neighborhood"
     usual = max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(y) / trial.batch_size)))
 
     def cost(candidate: Candidate) -> float:
@@ -113,7 +122,7 @@ def fit_otad(
     epochs = max(1, min(usual * chosen.longer, affordable))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
-    clf = OTADClassifier(epochs=epochs, alpha=chosen.alpha, margin=chosen.margin, **common).fit(inputs, labels)
+    clf = OTADClassifier(epochs=epochs, alpha=chosen.alpha, margin=chosen.margin, **final).fit(inputs, labels)
     facts: dict[str, Any] = {
         "epochs": epochs,
         "train_accuracy": clf.history_[-1]["accuracy"],
@@ -124,7 +133,14 @@ def fit_otad(
         "lipschitz": None if clf.lipschitz_ is None else float(clf.lipschitz_),
     }
     module = clf.module_
-    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed, embedding=retrieval_space(clf))
+    knowledge = AttackerKnowledge(
+        backbone=clf.backbone_,
+        smoothed=module.smoothed,
+        embedding=retrieval_space(clf),
+        relatives=relatives(clf),
+    )
+    if network:
+        return Fitted(module, None, facts | {"network": clf.network_error_}, knowledge)
     return Fitted(module, functools.partial(certify, module), facts, knowledge)
 
 
@@ -162,5 +178,6 @@ def _rival(fit: Callable[..., nn.Module]) -> Fit:
 METHODS: dict[str, Fit] = {
     "otad-global": functools.partial(fit_otad, interpolation="global"),
     "otad-neighborhood": functools.partial(fit_otad, interpolation="neighborhood"),
+    "otad-network": functools.partial(fit_otad, interpolation="network"),
     **{name: _rival(fit) for name, fit in BASELINES.items()},
 }
