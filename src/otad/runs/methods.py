@@ -96,7 +96,7 @@ def fit_otad(
     """
     deadline = time.perf_counter() + 60 * minutes
     inputs, labels = x.numpy(), y.numpy()
-    common = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
+    common: dict[str, Any] = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
     network = interpolation == "network"
     final = common | ({"network_problems": TRIAL_PROBLEMS} if network else {})
     trial = OTADClassifier(epochs=2, **final).fit(inputs, labels)
