@@ -98,7 +98,7 @@ def fit_otad(
     inputs, labels = x.numpy(), y.numpy()
     common: dict[str, Any] = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
     network = interpolation == "network"
-    final = common | ({"network_problems": TRIAL_PROBLEMS} if network else {})
+    final: dict[str, Any] = common | ({"network_problems": TRIAL_PROBLEMS} if network else {})
     trial = OTADClassifier(epochs=2, **final).fit(inputs, labels)
     # The second epoch, because the first also pays for what is set up once.
     epoch = trial.history_[1]["seconds"] - trial.history_[0]["seconds"]
