@@ -41,8 +41,8 @@ bench: $(VENV)/.bench
 
 # Five data sets in one folder; small tables need less training time than images.
 compare: $(VENV)/.rivals
-	$(BIN)/otad compare mnist --n-train 4000 --n-test 500 --n-attacked 100 --budget 1.5
-	$(BIN)/otad compare fashion-mnist --n-train 6000 --n-test 500 --n-attacked 100 --budget 1.5
+	$(BIN)/otad compare mnist --n-train 4000 --n-test 500 --n-attacked 100 --budget 3
+	$(BIN)/otad compare fashion-mnist --n-train 6000 --n-test 500 --n-attacked 100 --budget 2
 	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1
 	$(BIN)/otad compare steel-plates sensorless-drive --n-attacked 200 --budget 0.5
 

@@ -43,7 +43,7 @@ def main() -> None:
         torch.as_tensor(data.y_train).long(),
         clf.backbone_,
         clf.module_.smoothed,
-        clf.module_.stem,
+        clf.module_.retrieval_space,
     )
     threat = ThreatModel("l2", chosen.eps, (0.0, 1.0))
     found = run_attacks(clf.module_, x, y, threat, ATTACKS, knowledge=knowledge, seed=chosen.seed)

@@ -15,7 +15,7 @@ LAYERS = [
     {"baselines"},
     {"train", "attacks", "audit", "certificate", "report"},
     {"defense", "storage"},
-    {"transport"},
+    {"transport", "retrieval"},
     {"cip", "nn", "neighbors", "data"},
     {"results", "files"},
     {"errors"},

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from otad.certificate import Certificate, certify
+from otad.certificate import Certificate, boundary_distance, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
-from otad.nn import CenteredFlatten
+from otad.nn import CenteredFlatten, OrthogonalEmbedding, residual_embedding
 from otad.nn.cip_net import CIPNet, Imitation
+from otad.retrieval import Retrieval
 
 
 def blobs(n: int = 90, d: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,10 +141,12 @@ def test_share_certified() -> None:
     assert certificate.certified(0.5, np.array([0, 1, 1, 0])) == 0.0
 
 
-def test_a_network_has_no_certificate() -> None:
+@pytest.mark.parametrize("kind", ["euclidean", "stretched"])
+def test_a_network_has_no_certificate(kind: str) -> None:
     """Even where all neighbours agree, far from any boundary, at training points, whatever is asked for."""
     x, z, _ = blobs()
-    solver = NeighborhoodInterpolation(x, z, k=5, regularity=Regularity(0.0, 2.0))
+    retrieval = None if kind == "euclidean" else embedded(kind, x)
+    solver = NeighborhoodInterpolation(x, z, k=5, retrieval=retrieval, regularity=Regularity(0.0, 2.0))
     model = model_of(NetworkInterpolation(solver, CIPNet(), Imitation(0.0, 0.0, 1.0, 1.0, 1.0, 1)))
     for conditional in (False, True):
         certificate = certify(model, torch.cat([x, queries()]), conditional=conditional, rounding=0.0)
@@ -152,3 +155,100 @@ def test_a_network_has_no_certificate() -> None:
     assert certificate.certified(0.0, certificate.label) == 0
     np.testing.assert_array_equal(certificate.label[: len(x)], model(x).argmax(1).numpy())
     assert (certify(model.solved(), x, rounding=0.0).radius > 0).mean() > 0.5
+
+
+def test_coordinates_that_the_head_does_not_read_cost_nothing() -> None:
+    """A head on one of many tokens: the allowance for its rounding is that of the token alone."""
+    torch.manual_seed(0)
+    small, large = nn.Linear(8, 3).double(), nn.Linear(8000, 3).double()
+    z, error = torch.randn(20, 8, dtype=torch.float64), torch.zeros(20, dtype=torch.float64)
+    with torch.no_grad():
+        large.weight[:] = nn.functional.pad(small.weight, [0, 7992])
+        large.bias[:] = small.bias
+        expected = boundary_distance(small, z, error, 1e-4)
+        found = boundary_distance(large, nn.functional.pad(z, [0, 7992]), error, 1e-4)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    assert (found[1] > 0).any()
+
+
+class Stretched(nn.Module):
+    """Coordinates three times and half as long: what leaves the constant out is wrong by a factor of three."""
+
+    lipschitz = 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([3.0, 0.5], dtype=x.dtype)
+
+
+def embedded(kind: str, x: Tensor) -> Retrieval:
+    torch.manual_seed(0)
+    embedding = Stretched() if kind == "stretched" else OrthogonalEmbedding(x.mean(0), width=16)
+    return Retrieval.of(embedding, x)
+
+
+@pytest.mark.parametrize(("kind", "branch"), [("stretched", "lower"), ("stretched", "mean"), ("orthogonal", "lower")])
+def test_no_point_within_the_radius_of_an_embedded_retrieval_has_another_label(kind: str, branch) -> None:
+    x, z, _ = blobs()
+    z = z + 0.4 * torch.sin(2 * x)
+    bounds = Regularity(0.0, 2.2) if branch == "lower" else None
+    ratio = 0.0 if branch == "lower" else -1.0
+    interpolation = NeighborhoodInterpolation(
+        x, z, k=6, retrieval=embedded(kind, x), regularity=bounds, ratio=ratio, branch=branch
+    )
+    model, inputs = model_of(interpolation), queries(40)
+    certificate = certify(model, inputs)
+    assert (certificate.radius > 0.01).mean() > 0.4
+    flip = smallest_flip(model, inputs, certificate.label, 0.9999 * certificate.radius)
+    assert np.isinf(flip).all()
+    assert set(certificate.kind) == ({"neighborhood", "unanimous"} if branch == "lower" else {"neighborhood"})
+
+
+@pytest.mark.parametrize("kind", ["stretched", "orthogonal"])
+def test_the_neighbors_of_an_embedded_retrieval_stay_within_their_room(kind: str) -> None:
+    """On 64 rays around each query; and the stretched ones do change soon after it somewhere."""
+    x, z, _ = blobs()
+    retrieval = embedded(kind, x)
+    model = model_of(NeighborhoodInterpolation(x, z, k=6, retrieval=retrieval, regularity=Regularity(0.0, 2.0)))
+    inputs = queries(40).double()
+    here = model.exact().features(inputs).stats
+    room = (here["next_distance"] - here["distances"][:, -1]) / 2 / retrieval.lipschitz
+    angles = torch.linspace(0, 2 * torch.pi, 65, dtype=torch.float64)[:-1]
+    rays = torch.stack([angles.cos(), angles.sin()], 1)
+
+    def changed(share: float) -> Tensor:
+        moved = inputs[:, None] + share * room[:, None, None] * rays
+        found = model.exact().features(moved.flatten(0, 1)).stats["indices"].reshape(len(inputs), len(rays), -1)
+        return (found.sort(dim=2).values != here["indices"].sort(dim=1).values[:, None]).any(dim=2).any(dim=1)
+
+    assert not bool(changed(0.999).any())
+    assert kind != "stretched" or bool(changed(3.0).any())
+
+
+def test_an_isotropic_embedding_certifies_what_euclidean_retrieval_does() -> None:
+    """Twice as long in all directions: every distance doubles, and so does the constant."""
+
+    class Doubled(Stretched):
+        lipschitz = 2.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    x, z, _ = blobs()
+    settings = {"k": 6, "regularity": Regularity(0.0, 2.0)}
+    plain = certify(model_of(NeighborhoodInterpolation(x, z, **settings)), queries())
+    doubled = NeighborhoodInterpolation(x, z, retrieval=Retrieval.of(Doubled(), x), **settings)
+    found = certify(model_of(doubled), queries())
+    np.testing.assert_allclose(found.radius, plain.radius, atol=1e-5)
+    np.testing.assert_array_equal(found.kind, plain.kind)
+
+
+def test_an_unknown_constant_certifies_nothing_but_a_retrieval_that_cannot_matter() -> None:
+    x, z, y = blobs()
+    torch.manual_seed(0)
+    retrieval = Retrieval.of(residual_embedding(x.mean(0), width=16), x)
+    settings = {"retrieval": retrieval, "regularity": Regularity(0.0, 2.0)}
+    assert (certify(model_of(NeighborhoodInterpolation(x, z, k=6, **settings)), x).radius == 0).all()
+    # All points are neighbours of all: no set to change.
+    everyone = certify(model_of(NeighborhoodInterpolation(x, z, k=len(x), **settings)), x)
+    assert everyone.certified(0.01, y.numpy()) > 0.5

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
+from otad.attacks.sets import ATTACKS, Attack
 from otad.cli import main
 from otad.files import write_text
 
@@ -144,10 +146,15 @@ def test_info_finds_the_data(run: Run, data_dir: Path) -> None:
         ["train", "digits", "--out", "x", "--nonsense"],
         ["train", "digits", "--out", "x", "--epochs", "many"],
         ["train", "digits", "--out", "x", "--interpolation", "magic"],
+        ["train", "digits", "--out", "x", "--backbone", "magic"],
+        ["train", "digits", "--out", "x", "--retrieval", "magic"],
         ["train", "digits", "--out", "x", "--radii", "half"],
         ["attack", "run", "digits", "--eps", "1,,2"],
         ["attack", "run", "digits", "--norm", "l7"],
         ["explain", "run", "digits"],
+        ["demo", "--seed", "-1"],
+        ["train", "digits", "--out", "x", "--seed", "4294967296"],
+        ["attack", "run", "digits", "--seed", "-1"],
     ],
 )
 def test_wrong_usage(run: Run, words: list[str]) -> None:
@@ -156,6 +163,14 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
     assert out == ""
     assert "Traceback" not in err
     assert "Usage" in err
+
+
+def test_a_metric_without_neighbors_is_refused(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("train", "digits", "--out", tmp_path / "run", "--retrieval", "robust")
+    assert code != 0
+    assert out == ""
+    assert "give interpolation='neighborhood'" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 BAD_TABLES = {
@@ -281,6 +296,36 @@ def test_predict_writes_csv(run: Run, trained: Path, tmp_path: Path) -> None:
     assert len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
 
 
+@pytest.mark.parametrize("backbone", ["resnet", "transformer"])
+def test_another_backbone_is_trained_and_saved(run: Run, tmp_path: Path, backbone: str) -> None:
+    few = [*TINY, "--epochs", "4", "--n-train", "100", "--n-test", "20", "--attacks", "none"]
+    code, out, _ = run("train", "digits", "--out", tmp_path / "run", *few, "--backbone", backbone)
+    assert code == 0
+    assert "OTAD" in out
+    facts = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert facts["parameters"]["backbone"] == backbone
+    code, out, _ = run("predict", tmp_path / "run", "digits", "--quiet")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    right = np.mean([row["predicted"] == row["label"] for row in rows])
+    assert right == pytest.approx(json.loads((tmp_path / "run" / "metrics.json").read_text())["clean_accuracy"])
+
+
+def test_a_resnet_takes_no_table(run: Run, tmp_path: Path) -> None:
+    write_text(tmp_path / "cells.csv", table(60))
+    words = [
+        "train",
+        tmp_path / "cells.csv",
+        "--out",
+        tmp_path / "run",
+        "--label",
+        "kind",
+        "--backbone",
+        "resnet",
+        "-q",
+    ]
+    assert "needs images" in one_line(*run(*words))
+
+
 def test_certify_writes_csv(run: Run, trained: Path) -> None:
     code, out, err = run("certify", trained, "digits", "--radii", "0.2,0.4")
     assert code == 0
@@ -289,6 +334,19 @@ def test_certify_writes_csv(run: Run, trained: Path) -> None:
     certified = np.mean([row["predicted"] == row["label"] and float(row["radius"]) >= 0.4 for row in rows])
     assert certified == pytest.approx(json.loads((trained / "metrics.json").read_text())["certified_accuracy"]["0.4"])
     assert f"{100 * certified:.1f} % at L2 0.4" in err
+
+
+@pytest.mark.parametrize("command", ["predict", "certify"])
+def test_a_folder_is_no_csv_file(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(trained)
+    assert ". is a folder" in one_line(*run(command, ".", "digits", "--out", ".", "-q"))
+
+
+def test_the_working_folder_may_hold_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--out", ".", *TINY, "--attacks", "none")[0] == 0
+    assert {p.name for p in tmp_path.iterdir()} >= {"metrics.json", "report.html", "model"}
+    assert run("predict", ".", "digits", "-q")[0] == 0
 
 
 @pytest.mark.slow
@@ -317,6 +375,14 @@ def test_attack_writes_a_report(run: Run, trained: Path, tmp_path: Path) -> None
 def test_attack_refuses(run: Run, trained: Path, tmp_path: Path, words: list[str], named: str) -> None:
     assert named in one_line(*run("attack", trained, "digits", *words, "--out", tmp_path / "a", "-q"))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--results-dir"])
+def test_attack_needs_a_folder(run: Run, trained: Path, tmp_path: Path, option: str) -> None:
+    write_text(tmp_path / "file", "mine")
+    words = ["--attacks", "noise", "--n", "5", option, tmp_path / "file"]
+    assert "file is a file" in one_line(*run("attack", trained, "digits", *words))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_explain_names_training_samples(run: Run, trained: Path) -> None:
@@ -451,3 +517,22 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
     assert run(*again, "--quiet")[0] == 0
     history = json.loads((out / "metrics.json").read_text())["extra"]["history"]
     assert [epoch["epoch"] for epoch in history] == list(range(1, 401))
+
+
+def test_finished_attacks_outlive_an_interruption(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    words = ["train", "digits", "--out", tmp_path / "run", *TINY, "--attacks", "lines,noise", "--n-attack", "10"]
+    words += ["--radii", "0.4"]
+    with monkeypatch.context() as patch:
+        patch.setitem(ATTACKS, "noise", Attack(interrupted))
+        code, _, err = run(*words)
+    assert code == 130
+    assert "--resume" in err
+    (kept,) = (tmp_path / "run" / "checkpoint" / "finished_attacks").glob("*.json")
+    seconds = json.loads(kept.read_text())["seconds"]
+    assert run(*words, "--resume")[0] == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["attack_cost"]["lines"]["seconds"] == seconds, "not run again"
+    assert not kept.parent.exists()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from otad.certificate import Certificate
 from otad.cli import main
 from otad.data import load
 from otad.errors import ContradictionError, DataError
-from otad.files import write_json
+from otad.files import write_json, write_text
 from otad.report.cell import RANDOMISED, Cell
 from otad.report.comparison import compared
 from otad.report.comparison_plot import comparison_plot
@@ -122,6 +123,27 @@ def test_settings_out_of_range(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("s")):
         compare(["digits"], tmp_path, methods=QUICK, **{**DIGITS, **wrong})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_constant_column_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(60) % 2
+    values = rng.normal(size=(60, 2)) + 4 * kinds[:, None]
+    lines = ["a,same,b,label", *(f"{a:.4f},7,{b:.4f},{kind}" for (a, b), kind in zip(values, kinds))]
+    write_text(tmp_path / "table.csv", "\n".join(lines) + "\n")
+    methods = {name: METHODS[name] for name in ("otad-global", "1-nn", "lipschitz")}
+    settings = {"n_attacked": 5, "attacks": ["lines"], "budget": 1e-3}
+    with caplog.at_level(logging.WARNING, "otad"):
+        (one,) = compare([str(tmp_path / "table.csv")], tmp_path / "out", methods=methods, **settings)
+    assert "same" in caplog.text
+    assert [row.method for row in one.rows] == list(methods)
+    assert next(row for row in one.rows if row.method == "1-nn").clean == (1.0,)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "mine")
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        compare(["digits"], tmp_path / "file", methods=QUICK, **DIGITS)
 
 
 def test_all_methods_see_the_same_samples(finished: Path) -> None:
@@ -252,6 +274,9 @@ def test_the_outputs_say_the_same(finished: Path) -> None:
     line, _ = lines  # over the attacked samples, over all
     assert line.split("|")[6].strip() == words
     ElementTree.parse(finished / "plot-digits.svg")
+    html = (finished / "report.html").read_text("utf-8")
+    assert html.count(f"<td>{words}</td>") == 1
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
     one = compared(read_cells(finished), ("nearest",))
     assert [r.method for r in one.rows] == ["nearest", "linear"]
     assert comparison_plot(one, ("nearest",)) == comparison_plot(one, ("nearest",))
@@ -320,7 +345,13 @@ def test_the_command_prints_the_table(command: Command, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "1-nn" in out
     assert "certified" in out
-    assert {p.name for p in tmp_path.iterdir()} == {"cells", "compare.json", "table.md", "plot-digits.svg"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "cells",
+        "compare.json",
+        "table.md",
+        "report.html",
+        "plot-digits.svg",
+    }
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,10 @@ def test_module_is_what_predict_uses(fitted: OTADClassifier, digits: tuple[np.nd
     ("settings", "message"),
     [
         ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"retrieval": "learned"}, "give interpolation='neighborhood'"),
+        ({"interpolation": "neighborhood", "retrieval": "cosine"}, "retrieval must be one of"),
+        ({"interpolation": "neighborhood", "embedding_epochs": 3}, "embedding_epochs and embedding_width belong to"),
+        ({"interpolation": "neighborhood", "retrieval": "robust", "embedding_width": 7}, "must be even"),
         ({"branch": "middle"}, "branch must be one of"),
         ({"epochs": 0}, "epochs must be"),
         ({"alpha": -1.0}, "alpha must be"),
@@ -193,3 +197,30 @@ def test_a_saved_network_is_the_same_network(
     np.testing.assert_array_equal(loaded.decision_function(X), network.decision_function(X))
     assert loaded.network_error_ == network.network_error_
     assert loaded.get_params() == network.get_params()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("retrieval", ["learned", "robust"])
+def test_an_embedding_is_part_of_the_model(
+    retrieval: str, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X, y = digits[0].reshape(-1, 1, 8, 8), digits[1]
+    settings = QUICK | {"epochs": 60, "retrieval": retrieval, "embedding_epochs": 10}
+    clf = OTADClassifier("neighborhood", **settings).fit(X[:400], y[:400])  # type: ignore[arg-type]
+    assert len(clf.embedding_history_) == 10
+    assert clf.score(X[400:500], y[400:500]) > 0.7
+    assert clf.training_fit()["agreement"] == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_array_equal(clf.explain(X[:20], k=1).indices[:, 0], np.arange(20))
+    certified = clf.certify(X[400:450])
+    assert bool((certified.radius > 0).any()) == (retrieval == "robust")
+    clf.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    assert loaded.get_params() == clf.get_params()
+    assert loaded.embedding_history_ == clf.embedding_history_
+    for a, b in zip(clf.module_.state_dict().items(), loaded.module_.state_dict().items(), strict=True):
+        assert a[0] == b[0]
+        assert a[1].dtype == b[1].dtype
+        assert torch.equal(a[1], b[1])
+    np.testing.assert_array_equal(loaded.decision_function(X[400:450]), clf.decision_function(X[400:450]))
+    np.testing.assert_array_equal(loaded.certify(X[400:450]).radius, certified.radius)
+    assert loaded.module_.retrieval_space is loaded.module_.interpolation.retrieval

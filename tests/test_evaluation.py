@@ -218,7 +218,8 @@ def test_only_some_samples_attacked() -> None:
 def test_sets_say_what_they_left_out() -> None:
     model, x, y = linear(classes=3, d=8, n=10)
     report = evaluate(model, x, y, [ThreatModel("l2", 0.1)], "quick", examples=False)
-    assert report.extra["attacks_left_out"] == {"lines": "needs x_train", "transfer": "needs backbone"}
+    retrieval = dict.fromkeys(("retrieval", "joint"), "needs embedding, x_train")
+    assert report.extra["attacks_left_out"] == {"lines": "needs x_train", "transfer": "needs backbone"} | retrieval
     assert report.examples is None
 
 

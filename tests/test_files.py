@@ -77,8 +77,16 @@ def test_a_failure_keeps_the_old_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        write_text(tmp_path, "text")
+    assert names(tmp_path) == []
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
     with pytest.raises(NotADirectoryError, match="is a file"), replacing_folder(tmp_path / "model"):
+        pass
+    with pytest.raises(NotADirectoryError, match="model is a file"), replacing_folder(tmp_path / "model" / "deeper"):
         pass
     assert (tmp_path / "model").read_text() == "mine"

@@ -34,3 +34,12 @@ def test_health_of_a_known_quadratic_and_of_a_rotation() -> None:
     # A quarter turn is no gradient of anything: its neighbourhoods are not cyclically monotone.
     turned = health(planar(x @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64), x), k=6)
     assert turned["feasible"] < 0.1
+
+
+def test_health_in_many_dimensions_goes_in_parts() -> None:
+    """As many coordinates as the published Transformer has: the neighbourhoods do not fit into one part."""
+    torch.manual_seed(0)
+    x = torch.randn(80, 24_960)
+    found = health(planar(1.5 * x, x))
+    assert found["neighborhoods"] == 80
+    assert max(abs(found[q] - 1.5) for q in ("quartile_1", "median", "maximum")) < 1e-3

@@ -15,7 +15,7 @@ __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 ROUNDING = 1e-4
 RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
 FLOAT32 = 2.0**-23
-TRAINING_POINTS_AT_ONCE = 2**24
+FIRST_OUTSIDE = 64  # points of other classes that mostly decide
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,23 @@ def certify(
     with torch.no_grad():
         for part in inputs.double().split(batch_size):
             points = exact.stem(part)
-            solution = exact.interpolation(points)
+            coordinates = exact.coordinates(part)
+            solution = exact.interpolation(points, coordinates)
             if isinstance(exact.interpolation, NetworkInterpolation):
                 label = exact.head(solution.value).argmax(1)
                 rows.append((label, torch.zeros_like(points[:, 0]), np.full(len(part), "none", object)))
                 continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
+            boundary = boundary / float(exact.stem.lipschitz)  # type: ignore[arg-type]
             if isinstance(exact.interpolation, GlobalInterpolation):
                 radius, kind = (
                     boundary / exact.interpolation.potential.lipschitz,
                     np.full(len(part), "global", object),
                 )
             else:
-                radius, kind = _neighborhood(exact, points, solution, label, boundary, conditional, rounding)
-            rows.append((label, (radius / float(exact.stem.lipschitz)).clamp(min=0), kind))  # type: ignore[arg-type]
+                where = points if coordinates is None else coordinates
+                radius, kind = _neighborhood(exact, where, solution, label, boundary, conditional, rounding)
+            rows.append((label, radius.clamp(min=0), kind))
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
 
@@ -129,7 +132,8 @@ def boundary_distance(
     rows, biases = head.weight, head.bias
     apart = (rows[label][:, None] - rows[None]).square().sum(2).sqrt()
     size = z.norm(dim=1)
-    head_error = z.shape[1] * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
+    terms = int((rows != 0).sum(1).amax())  # zeros, as in a head on one token, add no rounding
+    head_error = terms * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
     margin = logits.gather(1, label[:, None]) - logits - head_error - head_error.gather(1, label[:, None])
     others = torch.ones_like(margin, dtype=torch.bool).scatter(1, label[:, None], False)
     # Two classes with one row are told apart by their biases, whatever the feature.
@@ -141,24 +145,30 @@ def boundary_distance(
 
 def _neighborhood(
     model: OTAD,
-    points: Float[Tensor, "batch d"],
+    where: Float[Tensor, "batch e"],
     solution: Solution,
     label: Int[Tensor, " batch"],
     boundary: Float[Tensor, " batch"],
     conditional: bool,
     rounding: float,
 ) -> tuple[Float[Tensor, " batch"], np.ndarray]:
+    """Radii in input units; `boundary` is in them already, `where` is in the space in which neighbours are sought."""
     interpolation, stats = model.interpolation, solution.stats
     assert isinstance(interpolation, NeighborhoodInterpolation)
     free = boundary / torch.maximum(stats["l"].abs(), stats["L"])
     if conditional:
-        return free, np.full(len(points), "conditional", object)
-    # A distance to a training point changes by at most r when x moves by r, so the set stays while 2 r < the gap.
+        return free, np.full(len(where), "conditional", object)
+    if interpolation.retrieval is None:
+        sought, stretch = interpolation.x, float(model.stem.lipschitz)  # type: ignore[arg-type]
+    else:
+        sought, stretch = interpolation.retrieval.points, interpolation.retrieval.lipschitz
+    # A distance to a training point changes by at most stretch r when the input moves by r, so the set stays while
+    # 2 stretch r < the gap.
     room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
-    ties = RETRIEVAL_ROUNDING * (1 + points.norm(dim=1) + stats["distances"][:, -1])
-    room = torch.where(room.isfinite(), room - ties, room).clamp(min=0)
+    ties = RETRIEVAL_ROUNDING * (1 + where.norm(dim=1) + stats["distances"][:, -1])
+    room = torch.where(room.isfinite(), (room - ties).clamp(min=0) / stretch, room)
     radius = free.minimum(room)
-    kind = np.full(len(points), "neighborhood", object)
+    kind = np.full(len(where), "neighborhood", object)
     if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
         exact_features = torch.zeros_like(interpolation.z[:, 0])
         classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
@@ -166,7 +176,9 @@ def _neighborhood(
         unanimous = torch.zeros_like(radius)
         for own in label.unique():
             rows = label == own
-            unanimous[rows] = _unanimous(points[rows], interpolation.x, classes == own, interpolation.k)
+            unanimous[rows] = _unanimous(where[rows], sought, classes == own, interpolation.k)
+        # Infinite where all training points are of the class: then no retrieval can go wrong, known or not.
+        unanimous = torch.where(unanimous.isfinite(), unanimous / stretch, unanimous)
         better = unanimous > radius
         radius = torch.where(better, unanimous, radius)
         kind[better.cpu().numpy()] = "unanimous"
@@ -176,7 +188,7 @@ def _neighborhood(
 def _unanimous(
     x: Float[Tensor, "batch d"], points: Float[Tensor, "n d"], own: Bool[Tensor, " n"], k: int
 ) -> Float[Tensor, " batch"]:
-    """Radius within which the K nearest points are all of the class.
+    """Radius within which the K nearest points are all of the class, in the units of x and points.
 
     With l = 0 the lower interpolant is in the convex hull of the neighbours' features, which lies in the class if
     they all do.
@@ -188,18 +200,28 @@ def _unanimous(
     if own.all():
         return torch.full_like(x[:, 0], torch.inf)
     inside, outside = points[own], points[~own]
-    d_in, d_out = _distances(x, inside).square(), _distances(x, outside).square()
+    d_in, d_out = _distances(x, inside), _distances(x, outside)
     # The nearest points of the class give the largest bounds or nearly so; fewer than all only lowers the radius.
-    nearest = d_in.topk(min(len(inside), 4 * k), largest=False).indices
+    near = d_in.topk(min(len(inside), 4 * k), largest=False)
     radius = torch.empty_like(x[:, 0])
-    rows = max(1, TRAINING_POINTS_AT_ONCE // (nearest.shape[1] * len(outside)))
-    for part in torch.arange(len(x), device=x.device).split(rows):
-        chosen = nearest[part]
-        apart = _distances(inside[chosen], outside.expand(len(part), -1, -1))
-        bound = (d_out[part][:, None] - d_in[part].gather(1, chosen)[:, :, None]) / (2 * apart)
-        bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + points.abs().amax()), bound, 0)
-        radius[part] = bound.topk(k, dim=1).values[:, -1].amin(1)
-    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1).sqrt())).clamp(min=0)
+    for row in range(len(x)):
+        first = d_out[row] <= d_out[row].topk(min(FIRST_OUTSIDE, len(outside)), largest=False).values[-1]
+        known = _kept_out(inside[near.indices[row]], near.values[row], outside[first], d_out[row, first], k)
+        # By the triangle inequality a point j stays out for at least (d_j - d_K) / 2.
+        rest = ~first & (d_out[row] < near.values[row, k - 1] + 2 * known)
+        if rest.any():
+            more = _kept_out(inside[near.indices[row]], near.values[row], outside[rest], d_out[row, rest], k)
+            known = torch.minimum(known, more)
+        radius[row] = known
+    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1))).clamp(min=0)
+
+
+def _kept_out(inside: Tensor, d_in: Tensor, outside: Tensor, d_out: Tensor, k: int) -> Tensor:
+    """Radius within which at least k of the points inside stay nearer than each of those outside."""
+    apart = _distances(inside, outside)
+    bound = (d_out.square() - d_in.square()[:, None]) / (2 * apart)
+    bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + inside.abs().amax()), bound, 0)
+    return bound.topk(k, dim=0).values[-1].amin()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

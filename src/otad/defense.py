@@ -12,8 +12,8 @@ from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
-from otad.neighbors import nearest_neighbors
 from otad.nn.cip_net import CIPNet, Imitation
+from otad.retrieval import Neighbors, Retrieval, neighborhood
 
 __all__ = [
     "OTAD",
@@ -27,11 +27,17 @@ __all__ = [
 
 
 class Interpolation(Protocol):
-    """Points to features: a module whose solution's stats name the training points ("indices", "weights")."""
+    """Points to features: a module whose solution's stats name the training points ("indices", "weights").
+
+    Where it has a retrieval, it takes the coordinates of the same inputs beside their points.
+    """
 
     branch: Branch
+    retrieval: Retrieval | None
 
-    def __call__(self, x: Float[Tensor, "batch d"]) -> Solution: ...
+    def __call__(
+        self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None
+    ) -> Solution: ...
 
     def smoothed(self, factor: float) -> "nn.Module": ...
 
@@ -49,7 +55,9 @@ class OTAD(nn.Module):
 
     def __init__(self, stem: nn.Module, interpolation: nn.Module, head: nn.Linear) -> None:
         super().__init__()
-        self.stem, self.interpolation, self.head = stem, interpolation, head
+        # The head before the interpolation: tools, `evaluate` among them, take the precision of a module's first
+        # parameter for that of its inputs, and an embedding may lie in float64.
+        self.stem, self.head, self.interpolation = stem, head, interpolation
         self.eval().requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
@@ -57,7 +65,24 @@ class OTAD(nn.Module):
 
     def features(self, x: Float[Tensor, "batch ..."]) -> Solution:
         """Interpolated features and, in `stats`, how they came about; see the interpolation's docstring."""
-        return self.interpolation(self.stem(x))
+        return self.interpolation(self.stem(x), self.coordinates(x))
+
+    def coordinates(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch e"] | None:
+        """Of inputs, by the interpolation's retrieval; None where it has none. No gradient: neighbours are held."""
+        retrieval = self.interpolation.retrieval
+        with torch.no_grad():
+            return None if retrieval is None else retrieval(x)  # type: ignore[operator]
+
+    @property
+    def retrieval_space(self) -> nn.Module | None:
+        """Inputs -> coordinates in which the neighbours are looked up, differentiable: what an attacker steers.
+
+        None where none are looked up.
+        """
+        if isinstance(self.interpolation, GlobalInterpolation):
+            return None
+        retrieval = self.interpolation.retrieval
+        return self.stem if retrieval is None else retrieval  # type: ignore[return-value]
 
     @property
     def lipschitz(self) -> float | None:
@@ -88,13 +113,15 @@ class GlobalInterpolation(nn.Module):
         branch: "lower", "upper" or "mean".
     """
 
+    retrieval = None
+
     def __init__(self, potential: BrenierPotential, branch: Branch = "mean") -> None:
         super().__init__()
         self.potential = potential
         self.branch: Branch = _checked(branch)
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
-        """See `BrenierPotential.gradient`."""
+    def forward(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None) -> Solution:
+        """See `BrenierPotential.gradient`; there are no neighbours, so coordinates say nothing."""
         return self.potential.gradient(x, self.branch)
 
     def smoothed(self, factor: float) -> "GlobalInterpolation":
@@ -108,14 +135,18 @@ class NeighborhoodInterpolation(nn.Module):
         x: training points, shape (n, d), in stem units.
         z: their features, shape (n, d).
         k: neighbours; all points where there are fewer.
+        retrieval: the metric that chooses them and the training points in it; None: Euclidean, in stem units.
         regularity: fixed bounds (published: l = 0, L = 2), or None for the smallest feasible L of each neighbourhood.
         ratio: l / L <= 0 where the bounds are searched.
         factor: the smallest L is multiplied by this.
         branch: "lower" (published), "upper" or "mean".
         infeasible: what to do where the neighbours admit no potential within the bounds. "relax" keeps the bounds and
             takes the potentials of the smallest class F(-L', L') that admits them: the Lipschitz bound and the hull
-            property
-            stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise" raises.
+            property stay, the exact fit at the neighbours is lost; such rows are flagged in `stats["relaxed"]`. "raise"
+            raises.
+
+    Raises:
+        ValueError: a setting out of range, or a retrieval that does not hold one point for each of x.
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 4.
     """
@@ -129,6 +160,7 @@ class NeighborhoodInterpolation(nn.Module):
         z: Float[Tensor, "n d"],
         *,
         k: int = 10,
+        retrieval: Retrieval | None = None,
         regularity: Regularity | None = None,
         ratio: float = 0.0,
         factor: float = 1.0,
@@ -141,6 +173,9 @@ class NeighborhoodInterpolation(nn.Module):
             raise ValueError(f"infeasible must be 'relax' or 'raise'; got {infeasible!r}")
         if k < 1 or factor < 1 or ratio > 0:
             raise ValueError(f"need k >= 1, factor >= 1 and ratio <= 0; got {k}, {factor} and {ratio}")
+        if retrieval is not None and len(retrieval.points) != len(x):
+            raise ValueError(f"the retrieval holds {len(retrieval.points)} points, but there are {len(x)} to retrieve")
+        self.retrieval = retrieval
         # In float64, whatever the queries are: near points lose their distances in float32.
         self.register_buffer("x", x.double())
         self.register_buffer("z", z.double())
@@ -155,31 +190,45 @@ class NeighborhoodInterpolation(nn.Module):
         self.x, self.z = (part.to(self.x.device) for part in exact)
         return self
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
+    def forward(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None) -> Solution:
         """Features; differentiable in x with the neighbours held.
+
+        Args:
+            x: in stem units.
+            coordinates: of the same inputs, by `retrieval`; none for Euclidean neighbours.
 
         Returns:
             value: shape (batch, d).
-            stats: "indices", "weights" (batch, k); "distances" (batch, k); "next_distance" (batch,), to the first point
-                outside the neighbourhood, inf where there is none; "l", "L" (batch,) used; "relaxed" (batch,); and
-                those of `interpolate`.
+            stats: "indices", "weights" (batch, k); "distances" (batch, k), in the metric of the retrieval;
+                "next_distance" (batch,), to the first point outside, inf where there is none; "l", "L" (batch,) used;
+                "relaxed" (batch,); and those of `interpolate`.
 
         Raises:
             InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.
+            ValueError: coordinates are missing, or given to Euclidean neighbours.
         """
-        x_i, z_i, found = self.neighbors(x)
+        x_i, z_i, found = self.neighbors(x, coordinates)
         solution = self.solve(x, x_i, z_i)
         return Solution(solution.value, solution.status, solution.stats | found)
 
     def neighbors(
-        self, x: Float[Tensor, "batch d"]
+        self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None
     ) -> tuple[Float[Tensor, "batch k d"], Float[Tensor, "batch k d"], dict[str, Tensor]]:
         """Neighbours of queries, their features, and "indices", "distances", "next_distance" as in `forward`."""
-        distances, indices = nearest_neighbors(x.detach().double(), self.x, min(self.k + 1, len(self.x)))
-        beyond = distances[:, self.k] if distances.shape[1] > self.k else torch.full_like(distances[:, 0], torch.inf)
-        distances, indices = distances[:, : self.k], indices[:, : self.k]
-        found = {"indices": indices, "distances": distances, "next_distance": beyond}
-        return self.x[indices], self.z[indices], found
+        found = self.nearest(x, coordinates, self.k)
+        return self.x[found.indices], self.z[found.indices], found._asdict()
+
+    def nearest(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None, k: int) -> Neighbors:
+        """The k nearest training points of queries, in the metric of the retrieval.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if (coordinates is None) != (self.retrieval is None):
+            raise ValueError("coordinates go with a retrieval: give both or neither")
+        if self.retrieval is None or coordinates is None:
+            return neighborhood(x, self.x, k)
+        return self.retrieval.nearest(coordinates, k)
 
     def solve(
         self, x: Float[Tensor, "batch d"], x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"]
@@ -223,6 +272,7 @@ class NeighborhoodInterpolation(nn.Module):
             self.x,
             self.z,
             k=self.k,
+            retrieval=self.retrieval,
             regularity=self.regularity,
             ratio=self.ratio,
             factor=self.factor,
@@ -259,8 +309,17 @@ class NetworkInterpolation(nn.Module):
         self.branch: Branch = "lower"
         self.eval().requires_grad_(False)
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> Solution:
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """The solver's."""
+        return self.solver.retrieval
+
+    def forward(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None) -> Solution:
         """Features; differentiable in x with the neighbours held.
+
+        Args:
+            x: in stem units.
+            coordinates: of the same inputs, by `retrieval`; none for Euclidean neighbours.
 
         Returns:
             value: shape (batch, d).
@@ -268,8 +327,11 @@ class NetworkInterpolation(nn.Module):
             stats: "indices", "weights" (batch, k), the network's; "distances" (batch, k); "next_distance" (batch,);
                 "expected_error" and "expected_agreement" (batch,): the mean relative feature error and the share of
                 equal labels measured on held-out problems, the same in every row.
+
+        Raises:
+            ValueError: coordinates are missing, or given to Euclidean neighbours.
         """
-        x_i, z_i, found = self.solver.neighbors(x)
+        x_i, z_i, found = self.solver.neighbors(x, coordinates)
         weights = guessed_weights(self.net, inner_products(x.double(), x_i, z_i), self.smoothness, self.sharpness)
         ones = torch.ones_like(found["next_distance"])
         expected = {

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 from otad.errors import DataError, OTADError
-from otad.nn import residual_mlp
+from otad.nn import BACKBONES, Backbone, build_backbone
 from otad.nn.cip_net import CIPNet, Imitation
+from otad.nn.embedding import build_embedding
+from otad.retrieval import Retrieval
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train.backbone import fit_backbone
 from otad.train.cip_net import compare, imitate
+from otad.train.embedding import fit_embedding
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
@@ -31,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 ALLOWED = {
     "interpolation": ("global", "neighborhood", "network"),
-    "backbone": ("mlp",),
+    "backbone": tuple(BACKBONES),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
+    "retrieval": ("euclidean", "learned", "robust"),
 }
 
 
@@ -59,8 +64,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     Args:
         interpolation: "global" (one potential for all training points), "neighborhood" (the published OTAD) or
             "network" (the published OTAD-NN: a network guesses what "neighborhood" solves; no certificate).
-        backbone: "mlp".
-        n_blocks, width: residual blocks and their hidden units (None: chosen by the dimension).
+        backbone: "mlp", "resnet" (images only) or "transformer".
+        n_blocks, width: residual blocks (layers of a Transformer) and their hidden units (channels of a ResNet's first
+            stage, coordinates of a token); None: chosen for the network and the data.
+        backbone_options: what only this network has, see `otad.nn.build_backbone`, such as {"patch": 4, "heads": 12}.
         alpha: weight of the transport cost; 0 trains an ordinary network, whose map has no small Lipschitz constant.
         margin: weight of the margin that counts the map's Lipschitz quotient while training.
         epochs: of training; None takes 12, or more where the data set is so small that this is under 500 steps.
@@ -74,6 +81,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
+        retrieval: the metric that chooses the neighbours of "neighborhood" and "network": "euclidean" (in stem units),
+            "learned" (published: an embedding trained by triplets; no certificate but the trivial one), "robust" (the
+            same with a known Lipschitz constant, hence certificates of "neighborhood").
+        embedding_epochs, embedding_width: of that embedding; None for the defaults of `fit_embedding` and
+            `build_embedding`.
         checkpoint: folder for the state of training after each epoch.
         resume: go on from that state.
         device: "cpu", "cuda", or None to leave it to accelerate. The fitted module lies on the CPU.
@@ -86,6 +98,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         module_: `OTAD`, inputs as given to fit -> logits.
         backbone_: the undefended network, inputs -> logits.
         transport_: `TransportMap`.
+        embedding_history_: one dict per epoch of the embedding, where `retrieval` has one.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for the others).
         network_error_: how near "network" comes to the exact solutions of held-out problems, {kind of query: {figure:
@@ -109,8 +122,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         interpolation: str = "global",
         *,
         backbone: str = "mlp",
-        n_blocks: int = 5,
+        n_blocks: int | None = None,
         width: int | None = None,
+        backbone_options: dict[str, Any] | None = None,
         alpha: float = 1e-3,
         margin: float = 0.5,
         epochs: int | None = None,
@@ -123,6 +137,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: str | None = None,
         n_neighbors: int = 10,
         infeasible: str = "relax",
+        retrieval: str = "euclidean",
+        embedding_epochs: int | None = None,
+        embedding_width: int | None = None,
         network_width: int = 32,
         network_layers: int = 2,
         network_heads: int = 4,
@@ -138,6 +155,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.backbone = backbone
         self.n_blocks = n_blocks
         self.width = width
+        self.backbone_options = backbone_options
         self.alpha = alpha
         self.margin = margin
         self.epochs = epochs
@@ -154,6 +172,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.network_layers = network_layers
         self.network_heads = network_heads
         self.network_problems = network_problems
+        self.retrieval = retrieval
+        self.embedding_epochs = embedding_epochs
+        self.embedding_width = embedding_width
         self.checkpoint = checkpoint
         self.resume = resume
         self.device = device
@@ -194,7 +215,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
         self.health_ = health(self.transport_)
         started = self._lap("transport map", started)
-        self.module_ = self._defended()
+        retrieval = self._learn_retrieval(inputs, labels, seed)
+        started = self._lap("retrieval", started)
+        self.module_ = self._defended(retrieval=retrieval)
         started = self._lap("potential", started)
         self.network_error_, self.network_history_ = {}, []
         if self.interpolation == "network":
@@ -205,7 +228,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone_ = residual_mlp(inputs.mean(0), len(self.classes_), n_blocks=self.n_blocks, width=self.width)
+            self.backbone_ = self._untrained(inputs.mean(0))
         history = fit_backbone(
             self.backbone_,
             inputs,
@@ -215,22 +238,23 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             epochs=self._epochs(len(inputs)),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            seed=seed,
-            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
-            resume=self.resume,
-            device=self.device,
-            mixed_precision=self.mixed_precision,
-            progress=self.verbose,
+            **self._run_options(seed),
         )
         self.history_ = [vars(epoch).copy() for epoch in history]
 
     def _imitate(self, seed: int) -> None:
-        """Put a network in place of the solver that the module holds."""
+        """Put a network in place of the solver that the module holds.
+
+        What it learns from is drawn in stem space; a learned or robust retrieval embeds the inputs of these points, by
+        `stem.inverse`, so that their neighbours are chosen as those of any input are.
+        """
         solver, head = self.module_.interpolation, self.backbone_.head
         assert isinstance(solver, NeighborhoodInterpolation)
+        inverse: Callable[[Tensor], Tensor] = self.backbone_.stem.inverse  # type: ignore[assignment]
         interpolation, found, history = imitate(
             solver,
             head,
+            coordinates=lambda points: self.module_.coordinates(inverse(points)),
             width=self.network_width,
             layers=self.network_layers,
             heads=self.network_heads,
@@ -244,9 +268,38 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.network_error_ = {queries: imitation.to_dict() for queries, imitation in found.items()}
         self.network_history_ = [vars(epoch).copy() for epoch in history]
         for queries, imitation in found.items():
+            logger.info("CIP-net on %s: %s", queries, imitation)
             if not imitation.near:
                 logger.warning("the network is far from the exact solution on %s: %s", queries, imitation)
         self.module_ = OTAD(self.backbone_.stem, interpolation, head)
+
+    def _untrained(self, mean: Tensor) -> Backbone:
+        sizes = {"n_blocks": self.n_blocks, "width": self.width, "options": self.backbone_options}
+        return build_backbone(self.backbone, mean, len(self.classes_), **sizes)
+
+    def _learn_retrieval(self, inputs: Tensor, labels: Tensor, seed: int) -> Retrieval | None:
+        if self.retrieval == "euclidean":
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            embedding = build_embedding(self.retrieval, inputs.mean(0), self.embedding_width)
+        history = fit_embedding(embedding, inputs, labels, epochs=self.embedding_epochs, **self._run_options(seed))
+        self.embedding_history_ = [vars(epoch).copy() for epoch in history]
+        retrieval = Retrieval.of(embedding, inputs[self.transport_.samples])
+        if not retrieval.points.isfinite().all():
+            raise OTADError("training the embedding diverged: coordinates are not finite; scale the columns of X")
+        return retrieval
+
+    def _run_options(self, seed: int) -> dict[str, Any]:
+        """Of every training loop."""
+        return {
+            "seed": seed,
+            "checkpoint": Path(self.checkpoint) if self.checkpoint is not None else None,
+            "resume": self.resume,
+            "device": self.device,
+            "mixed_precision": self.mixed_precision,
+            "progress": self.verbose,
+        }
 
     def _epochs(self, n: int) -> int:
         if self.epochs is not None:
@@ -263,7 +316,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             return None
         return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
 
-    def _defended(self, potential: BrenierPotential | None = None) -> OTAD:
+    def _defended(self, potential: BrenierPotential | None = None, retrieval: Retrieval | None = None) -> OTAD:
         transport, regularity = self.transport_, self._bounds()
         interpolation: torch.nn.Module
         if self.interpolation == "global":
@@ -277,6 +330,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 transport.x,
                 transport.z,
                 k=self.n_neighbors,
+                retrieval=retrieval,
                 regularity=regularity,
                 ratio=0.0 if self.ratio is None else self.ratio,
                 factor=self.smoothness_factor,
@@ -334,14 +388,17 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: the interpolation is no network.
         """
-        inputs, interpolation = self._inputs(X), self.module_.interpolation
+        inputs, module = self._inputs(X), self.module_
+        interpolation = module.interpolation
         if not isinstance(interpolation, NetworkInterpolation):
             raise ValueError(f"interpolation={self.interpolation!r} has no network to measure")
-        with torch.no_grad():
-            points = [self.module_.stem(part).double() for part in inputs.split(256)]
         solver = interpolation.solver
-        queries = ((x, *solver.neighbors(x)[:2]) for x in points)
-        return compare(solver, interpolation.net, self.module_.head, queries).to_dict()
+
+        def query(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x = module.stem(part).double()
+            return x, *solver.neighbors(x, module.coordinates(part))[:2]
+
+        return compare(solver, interpolation.net, module.head, map(query, inputs.split(256))).to_dict()
 
     def training_fit(self) -> dict[str, float]:
         """How exactly the interpolant reproduces the training set.
@@ -351,9 +408,12 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
         """
         check_is_fitted(self)
-        transport, head = self.transport_, self.backbone_.head
+        transport, head, interpolation = self.transport_, self.backbone_.head, self.module_.interpolation
+        parts = transport.x.split(256)
+        retrieval = interpolation.retrieval
+        where = [None] * len(parts) if retrieval is None else retrieval.points.split(256)  # type: ignore[union-attr]
         with torch.no_grad():
-            z = torch.cat([self.module_.interpolation(part).value for part in transport.x.split(256)])
+            z = torch.cat([interpolation(part, at).value for part, at in zip(parts, where)])
             ours, theirs = head(z).argmax(1), head(transport.z).argmax(1)
         weight = transport.counts.double() / transport.counts.sum()
         return {
@@ -366,15 +426,22 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def save(self, folder: str | Path) -> None:
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
-        potential = getattr(self.module_.interpolation, "potential", None)
+        interpolation = self.module_.interpolation
+        potential, retrieval = getattr(interpolation, "potential", None), interpolation.retrieval
+        modules = {"backbone": self.backbone_.state_dict()}
         learned = {name: getattr(self, f"{name}_") for name in LEARNED}
         learned |= {"network_error": self.network_error_, "network_history": self.network_history_}
+        if isinstance(retrieval, Retrieval):
+            modules["retrieval"] = retrieval.state_dict()
+            learned["embedding_history"] = self.embedding_history_
+        if isinstance(interpolation, NetworkInterpolation):
+            modules["network"] = interpolation.net.state_dict()
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
             learned=learned,
-            modules={"backbone": self.backbone_.state_dict()} | self._network(),
+            modules=modules,
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
         )
@@ -395,24 +462,31 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             for name in {*LEARNED, *saved.learned}:
                 setattr(self, f"{name}_", saved.learned[name])
             self.transport_ = saved.transport
-            self.backbone_ = residual_mlp(
-                torch.zeros(self.input_shape_), len(self.classes_), n_blocks=self.n_blocks, width=self.width
-            )
+            self.backbone_ = self._untrained(torch.zeros(self.input_shape_))
             self.backbone_.load_state_dict(saved.modules["backbone"])
             self.backbone_.eval().requires_grad_(False)
-            self.module_ = self._defended(saved.potential)
+            self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
             if self.interpolation == "network":
-                net = CIPNet(self.network_width, self.network_layers, self.network_heads)
-                net.load_state_dict(saved.modules["network"])
-                imitation = Imitation(**self.network_error_["new samples"])  # type: ignore[arg-type]
-                interpolation = NetworkInterpolation(self.module_.interpolation, net, imitation)  # type: ignore[arg-type]
-                self.module_ = OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
+                self._restore_network(saved.modules["network"])
         return self
 
-    def _network(self) -> dict[str, dict[str, Tensor]]:
-        """What the network adds to a saved classifier."""
-        interpolation = self.module_.interpolation
-        return {"network": interpolation.net.state_dict()} if isinstance(interpolation, NetworkInterpolation) else {}
+    def _restore_network(self, weights: dict[str, Tensor]) -> None:
+        """Put a saved network in place of the solver that the module holds."""
+        net = CIPNet(self.network_width, self.network_layers, self.network_heads)
+        net.load_state_dict(weights)
+        imitation = Imitation(**self.network_error_["new samples"])  # type: ignore[arg-type]
+        interpolation = NetworkInterpolation(self.module_.interpolation, net, imitation)  # type: ignore[arg-type]
+        self.module_ = OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
+
+    def _restored_retrieval(self, modules: dict[str, dict[str, Tensor]]) -> Retrieval | None:
+        if self.retrieval == "euclidean":
+            return None
+        state = dict(modules["retrieval"])
+        points = state.pop("points")
+        embedding = build_embedding(self.retrieval, torch.zeros(self.input_shape_), self.embedding_width)
+        weights = {name.removeprefix("embedding."): value for name, value in state.items()}
+        embedding.load_state_dict(weights, assign=True)  # in the precision of the file
+        return Retrieval(embedding, points)
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
@@ -433,10 +507,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
+        optional = ("epochs", "n_blocks", "embedding_epochs", "embedding_width")
         sizes = ("network_width", "network_layers", "network_heads", "network_problems")
-        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors", *sizes):
+        for name in ("batch_size", "n_neighbors", *optional, *sizes):
             value = getattr(self, name)
-            if name == "epochs" and value is None:
+            if name in optional and value is None:
                 continue
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
@@ -459,6 +534,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 or self.strong_convexity not in (None, 0)
             ):
                 raise ValueError("interpolation='network' imitates branch 'lower' with l = 0: leave branch, ratio out")
+        if self.interpolation == "global" and self.retrieval != "euclidean":
+            raise ValueError(
+                f"retrieval={self.retrieval!r} chooses neighbours, and interpolation='global' has none; "
+                "give interpolation='neighborhood' or 'network'"
+            )
+        if self.retrieval == "euclidean" and (self.embedding_epochs, self.embedding_width) != (None, None):
+            raise ValueError("embedding_epochs and embedding_width belong to retrieval='learned' or 'robust'")
+        if self.retrieval == "robust" and (self.embedding_width or 2) % 2:
+            raise ValueError(f"embedding_width must be even for retrieval='robust'; got {self.embedding_width!r}")
         if self.width is not None and not self.width >= 1:
             raise ValueError(f"width must be at least 1; got {self.width!r}")
         if self.device not in DEVICES:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plain", "replacing_file", "replacing_folder", "write_json", "write_text"]
+__all__ = ["plain", "refuse_file", "replacing_file", "replacing_folder", "write_json", "write_text"]
 
 
 @contextmanager
@@ -27,8 +27,13 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         the temporary path to write to.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a file was to be written there. Give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path, suffix=path.suffix)
     try:
@@ -54,8 +59,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         NotADirectoryError: `path` is a file.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; a folder was to be written there. Choose another name.")
+    refuse_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     aside.mkdir()
@@ -64,6 +68,17 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _swap(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_file(path: Path) -> None:
+    """Refuse to take a file, or a place below one, for a folder.
+
+    Raises:
+        NotADirectoryError: with what to do.
+    """
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    if file is not None:
+        raise NotADirectoryError(f"{file} is a file; a folder was to be written there. Choose another name.")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -80,12 +80,18 @@ def health(transport: TransportMap, k: int = 10, ratio: float = 0.0, n_points: i
     """
     k = min(k, len(transport.x))
     step = max(1, len(transport.x) // n_points)
-    _, neighbors = nearest_neighbors(transport.x[::step][:n_points].double(), transport.x.double(), k)
-    smoothness = smallest_smoothness(transport.x[neighbors].double(), transport.z[neighbors].double(), ratio, 1e-4)
-    ordered = smoothness.sort().values
+    _, neighbors = nearest_neighbors(transport.x[::step][:n_points], transport.x, k)
+    # A few neighbourhoods at a time: all of them at d = 24,960 would take gigabytes.
+    parts = neighbors.split(max(1, NUMBERS_AT_ONCE // (k * transport.x.shape[1])))
+    ordered = torch.cat([_smoothness(transport, part, ratio) for part in parts]).sort().values
     at = {name: float(ordered[round(q * (len(ordered) - 1))]) for name, q in QUANTILES.items()}
-    feasible = float(smoothness.isfinite().double().mean())
+    feasible = float(ordered.isfinite().double().mean())
     return at | {"feasible": feasible, "k": k, "ratio": ratio, "neighborhoods": len(ordered)}
 
 
+def _smoothness(transport: TransportMap, neighbors: Int[Tensor, "m k"], ratio: float) -> Float[Tensor, " m"]:
+    return smallest_smoothness(transport.x[neighbors].double(), transport.z[neighbors].double(), ratio, 1e-4)
+
+
+NUMBERS_AT_ONCE = 2**24
 QUANTILES = {"quartile_1": 0.25, "median": 0.5, "quartile_3": 0.75, "maximum": 1.0}

@@ -151,6 +151,8 @@ SURVIVORS: dict[str, Any] = {"only_survivors": True}
 QUICK: dict[str, dict[str, Any]] = {
     "lines": {"neighbors": 3, "points": 2, "bisections": 0},
     "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
+    "retrieval": {"n_targets": 2, "steps": 10, "refine_steps": 10},
+    "joint": {"n_targets": 2, "steps": 10},
     "transfer": {"losses": ("margin",), "steps": 40, "refine_steps": 10},
 }
 

@@ -64,7 +64,7 @@ class SoftNeighbors(nn.Module):
 
     def embed(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch d"]:
         embedding = self._embed[0]
-        return (x if embedding is None else embedding(x)).flatten(1)
+        return (x if embedding is None else embedding(x)).flatten(1).to(x.dtype)
 
     def at(self, temperature: float) -> "SoftNeighbors":
         """The same points at another temperature."""

@@ -70,7 +70,7 @@ def run_attacks(
         ValueError: an unknown attack, or one whose needs the knowledge does not meet.
         MissingExtraError: an attack's package is not installed.
     """
-    knowledge = knowledge or AttackerKnowledge()
+    knowledge = (knowledge or AttackerKnowledge()).about(model)
     chosen, _ = choose(attacks, knowledge)
     outcomes: dict[str, Outcome] = {}
     with frozen(model, knowledge.backbone, *knowledge.relatives):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -89,25 +89,31 @@ class AttackerKnowledge:
         x_train: training samples in the shape the model takes, (n_train, ...).
         y_train: their class indices, (n_train,).
         backbone: the undefended network, inputs -> logits: the source of transfer attacks.
-        relatives: further sources, such as the exact model that a network imitates.
         smoothed: factor -> a surrogate of the model with wider smoothing (factor < 1, smaller is wider), same
             shapes; its gradients replace the model's own where these vanish.
         embedding: inputs -> coordinates (batch, ...) in which the model looks up its nearest training points; None
-            for a model that retrieves nothing.
+            for a model that retrieves nothing. `evaluate` and `run_attacks` take an `OTAD` model's own, whatever is
+            given here.
+        relatives: further sources of transfer attacks, such as the exact model that a network imitates.
     """
 
     x_train: Float[Tensor, "n ..."] | None = None
     y_train: Int[Tensor, " labels"] | None = None
     backbone: nn.Module | None = None
-    relatives: tuple[nn.Module, ...] = ()
     smoothed: Callable[[float], nn.Module] | None = None
     embedding: Callable[[Tensor], Tensor] | None = None
+    relatives: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.x_train is None) != (self.y_train is None):
             raise ValueError("x_train and y_train must be given together")
         if self.x_train is not None and self.y_train is not None and len(self.x_train) != len(self.y_train):
             raise ValueError(f"x_train has {len(self.x_train)} rows, y_train {len(self.y_train)}; they must agree")
+
+    def about(self, model: nn.Module) -> "AttackerKnowledge":
+        """The same with the model's own `retrieval_space`, where it has one: no other steers its neighbours as well."""
+        space = getattr(model, "retrieval_space", None)
+        return self if space is None else replace(self, embedding=space)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

@@ -206,11 +206,8 @@ class BrenierPotential(nn.Module):
             problem = f"x must be (m, {self.x.shape[1]}); got {tuple(x.shape)}"
         check_on_every_process(problem, x.device, self.shards.process_group)
         shift = x.double() - self.x_mean
-        if branch != "mean":
-            return [(self.lower if branch == "lower" else self.upper)(shift)]
-        # The two gradients differ little, so the one found first starts the search for the other.
-        upper = self.upper(shift)
-        return [self.lower(shift, near=float(self.regularity.curvature_range) * shift - upper.gradient), upper]
+        envelopes = {"lower": [self.lower], "upper": [self.upper], "mean": [self.lower, self.upper]}[branch]
+        return [envelope(shift) for envelope in envelopes]
 
     def _curvatures(self, branch: Branch) -> tuple[list[float], list[int]]:
         l, L = float(self.regularity.l), float(self.regularity.L)

@@ -20,7 +20,8 @@ from otad.cip.solution import Status
 
 __all__ = ["EnvelopeSolution", "MoreauEnvelope", "Step"]
 
-FIRST, SECOND, MORE = 8, 24, 8  # pieces for a guess of y, in the first working set, and added per round
+FIRST = 8  # pieces for a guess of y
+FEW, MANY, PER_PIECE = 8, 24, 2500  # then added to them: one in so many, as a look at few pieces costs little
 MAX_ROUNDS, MANY_ROUNDS = 40, 12  # from so many rounds on, more pieces are added
 DENSE = 16  # where the sketch leaves more than one of so many pieces, all are computed
 SCORES = 2**24  # values of all pieces held at a time
@@ -120,34 +121,33 @@ class MoreauEnvelope(nn.Module):
         wider._sketch, wider._sketched = self.sketch, wider._versions()
         return wider
 
-    def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
+    def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
         """f, its gradient and the proof of exactness at x, in float64.
 
         Args:
             x: queries.
-            near: a guess of the gradient; changes the time it takes, and the result by rounding.
         """
         x = x.double()
         with torch.no_grad():
-            parts = x.detach().split(self.rows_at_once)
-            guesses = [None] * len(parts) if near is None else near.detach().split(self.rows_at_once)
-            found = _joined([self._solution(part, guess) for part, guess in zip(parts, guesses, strict=True)])
+            found = _joined([self._solution(part) for part in x.detach().split(self.rows_at_once)])
         value, gradient = _Differentiable.apply(self, x, self.slopes, self.offsets, found)
         return replace(found, value=value, gradient=gradient)
 
-    def _solution(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None) -> EnvelopeSolution:
+    def _solution(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
         finite = x.isfinite().all(1)
         unusable = (~finite).nonzero().squeeze(1)
         done = [(unusable, self._nothing(len(unusable)))]
-        rows, x, near = finite.nonzero().squeeze(1), x[finite], None if near is None else near[finite]
-        if len(x) and near is None:
-            near = self._solve(x, self._likely(x, FIRST, self.M)).gradient
-        indices = rows[:, None] if near is None else self._likely(x - near / self.M, SECOND, torch.inf)
+        rows, x = finite.nonzero().squeeze(1), x[finite]
+        indices = rows[:, None]
+        if len(x):
+            # What the first guess rests on stays: the pieces that are largest at its y alone would lead astray.
+            guess = self._solve(x, self._likely(x, FIRST, self.M))
+            indices = _distinct(torch.cat([_kept(guess), self._likely(guess.y, self._second, torch.inf)], 1))
         round_ = 0
         while len(x):
             round_ += 1
             step = self._solve(x, indices)
-            more = MORE if round_ < MANY_ROUNDS else 4 * MORE
+            more = max(FEW, self._second // 2) * (1 if round_ < MANY_ROUNDS else 4)
             top, fresh = self._outside(step, more, everything=round_ == MAX_ROUNDS)
             stop = (top == -torch.inf) | (round_ == MAX_ROUNDS)
             done.append((rows[stop], self._ended(step, top, round_, stop)))
@@ -186,6 +186,10 @@ class MoreauEnvelope(nn.Module):
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """The largest norm of a slope, and the largest offset beside their median."""
         return self.sketch.slope_scale, self.sketch.offset_scale
+
+    @property
+    def _second(self) -> int:
+        return min(max(len(self.slopes) // PER_PIECE, FEW), MANY)
 
     def _likely(self, x: Float[Tensor, "rows d"], k: int, M: float) -> Int[Tensor, "rows k"]:
         return self.sketch.likely(x, min(k, len(self.slopes)), M)
@@ -308,8 +312,14 @@ class _Differentiable(torch.autograd.Function):
         return found.value.clone(), found.gradient.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # `once_differentiable` looks at the cotangents alone, but what was saved depends on x as well: without a mark
+        # a second derivative would silently be 0 instead of an error.
+        return _Differentiable._backward(ctx, v.detach().requires_grad_(torch.is_grad_enabled()), h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def _backward(ctx: Any, v: Tensor, h: Tensor) -> tuple[Tensor | None, ...]:
         x, indices, weights, gradient, slopes = ctx.saved_tensors
         M = ctx.envelope.M
         # Rows without a solution have no derivative.
@@ -350,6 +360,14 @@ def _kept(step: Step, rows: Tensor | None = None) -> Int[Tensor, "rows active"]:
     weights, indices = (step.weights, step.indices) if rows is None else (step.weights[rows], step.indices[rows])
     width = int((weights > 0).sum(1).amax()) if len(weights) else 1
     return indices.gather(1, weights.topk(max(width, 1), dim=1).indices)
+
+
+def _distinct(indices: Int[Tensor, "rows k"]) -> Int[Tensor, "rows k"]:
+    """Each piece once in a row, -1 in the place of repetitions."""
+    ordered = indices.sort(dim=1, descending=True).values  # at least the first is a piece
+    again = ordered[:, 1:] == ordered[:, :-1]
+    ordered[:, 1:] = torch.where(again, -1, ordered[:, 1:])
+    return ordered
 
 
 def _joined(parts: list[EnvelopeSolution]) -> EnvelopeSolution:

@@ -41,14 +41,14 @@ class ShardedEnvelope(MoreauEnvelope):
         wider._sketch, wider._sketched = self.sketch, wider._versions()
         return wider
 
-    def forward(self, x: Float[Tensor, "batch d"], near: Float[Tensor, "batch d"] | None = None) -> EnvelopeSolution:
+    def forward(self, x: Float[Tensor, "batch d"]) -> EnvelopeSolution:
         """As for one process.
 
         Raises:
             ValueError: the processes pass different queries.
         """
         self.shards.check_same(x, "x")
-        return super().forward(x, near)
+        return super().forward(x)
 
     def _sizes(self) -> tuple[Tensor, Tensor]:
         slope_size, offset_size = self.shards.largest(torch.stack(super()._sizes()))

@@ -18,7 +18,7 @@ RANK = 256
 ROUGH = 64  # coordinates for a first guess
 SAMPLE = 1024  # slopes that the basis is taken from
 TILE, GROUP = 2048, 16  # functions whose values stay in the cache, and functions known by the largest of their values
-ROWS = 512  # queries worked on together
+ROWS, FEW_ROWS = 512, 128  # queries worked on together, and those of which all values are held
 CHUNK = 2**22  # entries of slopes worked on at a time
 UNIT = torch.finfo(torch.float32).eps / 2 * 1.01
 EXACT_UNIT = torch.finfo(torch.float64).eps
@@ -76,8 +76,9 @@ class Sketch:
         # Only the order counts, and rows of order one cannot overflow.
         query = self._rounded(query / _nonzero(query.abs().amax(1, keepdim=True)))
         chosen = []
-        for part in query.split(ROWS):
-            values = part.new_empty(len(part), len(self.guessing))
+        buffer = query.new_empty(min(len(x), FEW_ROWS), len(self.guessing))
+        for part in query.split(FEW_ROWS):
+            values = buffer[: len(part)]
             largest = torch.cat([grouped.amax(1) for grouped in self._tiles(part, self.guessing, values)], 1)
             # The k largest lie in the k groups with the largest maxima.
             members = self.members[largest.topk(min(k, largest.shape[1]), dim=1).indices].flatten(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otad.cli.failures import Interrupted, job
-from otad.cli.options import DATA_HELP, Attacks, DataDir, Debug, Quiet, attack_names, numbers, progress
+from otad.cli.options import DATA_HELP, Attacks, DataDir, Debug, Quiet, attack_names, given, numbers, progress
 
 if TYPE_CHECKING:
     from otad.report.comparison import Comparison
@@ -92,7 +92,7 @@ def compare(
             progress=progress(quiet),
         )
     except KeyboardInterrupt:
-        given = {
+        options = {
             "--methods": methods,
             "--budget": f"{budget:g}",
             "--out": out,
@@ -105,11 +105,10 @@ def compare(
             "--label": label,
             "--data-dir": data_dir,
         }
-        options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
-        again = shlex.join(["otad", "compare", *data, *options])
+        again = shlex.join(["otad", "compare", *data, *given(options)])
         raise Interrupted(f"interrupted; finished cells are kept in {out / 'cells'}; go on with: {again}") from None
     _show(comparisons)
-    typer.echo(f"\n{out / 'table.md'} has the tables, {out} the plots, {out / 'compare.json'} the numbers.")
+    typer.echo(f"\n{out / 'report.html'} shows it with plots, {out / 'compare.json'} has the numbers.")
 
 
 def _show(comparisons: "list[Comparison]") -> None:

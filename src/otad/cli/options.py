@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from otad.errors import DataError
 __all__ = [
     "DATA_HELP",
     "Attacks",
+    "Backbone",
     "Data",
     "DataDir",
     "Debug",
@@ -26,8 +28,10 @@ __all__ = [
     "PartOption",
     "Quiet",
     "Radii",
+    "Retrieval",
     "Seed",
     "attack_names",
+    "given",
     "numbers",
     "progress",
 ]
@@ -39,6 +43,22 @@ class Interpolation(StrEnum):
     GLOBAL = "global"
     NEIGHBORHOOD = "neighborhood"
     NETWORK = "network"
+
+
+class Backbone(StrEnum):
+    """Networks that can be trained."""
+
+    MLP = "mlp"
+    RESNET = "resnet"
+    TRANSFORMER = "transformer"
+
+
+class Retrieval(StrEnum):
+    """Metrics that choose the neighbours."""
+
+    EUCLIDEAN = "euclidean"
+    LEARNED = "learned"
+    ROBUST = "robust"
 
 
 class Norm(StrEnum):
@@ -67,7 +87,7 @@ DataDir = Annotated[
     typer.Option("--data-dir", envvar="OTAD_DATA", help="Folder in which named data sets lie.", show_default="none"),
 ]
 Label = Annotated[str | None, typer.Option("--label", help="Label column of a table.", show_default="the model's")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of split, training and attacks.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of split, training and attacks.")]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the accelerator if there is one, else cpu"),
@@ -97,6 +117,11 @@ PartOption = Annotated[
     ),
 ]
 Index = Annotated[int, typer.Option("--index", "-i", help="Position of the sample, counted from 0.")]
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """Options and values as words of a command line; those that are None were not given."""
+    return [word for option, value in options.items() if value is not None for word in (option, str(value))]
 
 
 def numbers(text: str, option: str) -> list[float]:

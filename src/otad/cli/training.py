@@ -9,6 +9,7 @@ import typer
 from otad.cli.failures import Interrupted, job
 from otad.cli.options import (
     Attacks,
+    Backbone,
     Data,
     DataDir,
     Debug,
@@ -17,8 +18,10 @@ from otad.cli.options import (
     Norm,
     Quiet,
     Radii,
+    Retrieval,
     Seed,
     attack_names,
+    given,
     numbers,
     progress,
 )
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "train"]
 
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the run folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the checkpoint in the run folder, training and attacks.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")]
 N_ATTACK_HELP = "Attack at most so many test samples, drawn with the seed."
 Epochs = Annotated[
@@ -61,20 +66,8 @@ def demo(
     if quick:
         n_train, n_test, epochs = min(n_train, 1000), min(n_test, 100), epochs or 15
     data = load("mnist-5k", n_train=n_train, n_test=n_test, seed=seed)
-    command = [
-        "otad",
-        "demo",
-        "--out",
-        str(out),
-        "--seed",
-        str(seed),
-        "--n-train",
-        str(n_train),
-        "--n-test",
-        str(n_test),
-    ]
-    command += ["--quick"] if quick else []
-    command += ["--n-attack", str(n_attack)] if n_attack is not None else []
+    options = {"--out": out, "--seed": seed, "--n-train": n_train, "--n-test": n_test, "--n-attack": n_attack}
+    command = ["otad", "demo", *given(options), *(["--quick"] if quick else [])]
     _run(
         data,
         out,
@@ -100,6 +93,12 @@ def train(
     interpolation: Annotated[
         Interpolation, typer.Option("--interpolation", help="How features between training points are made.")
     ] = (Interpolation.GLOBAL),
+    backbone: Annotated[
+        Backbone, typer.Option("--backbone", help="The network: resnet for images only, the others for tables too.")
+    ] = Backbone.MLP,
+    retrieval: Annotated[
+        Retrieval, typer.Option("--retrieval", help="Metric that chooses the neighbours of a neighbourhood.")
+    ] = Retrieval.EUCLIDEAN,
     network_problems: Annotated[
         int | None,
         typer.Option(
@@ -135,38 +134,30 @@ def train(
 
     budgets = numbers(radii, "--radii")
     read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
-    settings: dict[str, Any] = {"interpolation": str(interpolation)}
-    if alpha is not None:
-        settings["alpha"] = alpha
-    if network_problems is not None:
-        settings["network_problems"] = network_problems
-    command = [
-        "otad",
-        "train",
-        data,
-        "--out",
-        str(out),
-        "--interpolation",
-        str(interpolation),
-        "--seed",
-        str(seed),
-        "--radii",
-        radii,
-        "--norm",
-        str(norm),
-        "--attacks",
-        attacks,
-    ]
-    given = {
+    settings: dict[str, Any] = {
+        "interpolation": str(interpolation),
+        "backbone": str(backbone),
+        "retrieval": str(retrieval),
+    }
+    settings |= {k: v for k, v in {"alpha": alpha, "network_problems": network_problems}.items() if v is not None}
+    options = {
+        "--out": out,
+        "--interpolation": interpolation,
+        "--backbone": backbone,
+        "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
         "--network-problems": network_problems,
+        "--seed": seed,
+        "--radii": radii,
+        "--norm": norm,
+        "--attacks": attacks,
         "--alpha": alpha,
         "--n-train": n_train,
         "--n-test": n_test,
         "--n-attack": n_attack,
         "--data-dir": data_dir,
+        "--label": label if label != "label" else None,
     }
-    command += [word for option, value in given.items() if value is not None for word in (option, str(value))]
-    command += ["--label", label] if label != "label" else []
+    command = ["otad", "train", data, *given(options)]
     _run(
         read,
         out,
@@ -201,9 +192,7 @@ def _run(
     from otad.runs import run
 
     settings |= {k: v for k, v in {"epochs": epochs, "device": device}.items() if v is not None}
-    given = {"--device": device, "--epochs": epochs}
-    command = [*command, *(word for k, v in given.items() if v is not None for word in (k, str(v)))]
-    again = shlex.join(command)
+    again = shlex.join([*command, *given({"--device": device, "--epochs": epochs})])
     try:
         report = run(data, out, classifier=settings, resume=resume, progress=progress(quiet), reproduce=[again], **job)
     except KeyboardInterrupt:

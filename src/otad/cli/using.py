@@ -51,20 +51,11 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Predict the class of every sample, with its probability, as CSV."""
-    from otad.runs import read_model
-
-    clf, card = read_model(model)
-    found = _samples(clf, card, data, part, label, data_dir)
+    clf, _, found = _opened(model, data, part, label, data_dir)
     probability = clf.predict_proba(found.x)
     predicted = clf.classes_[probability.argmax(axis=1)]
-    columns: dict[str, Any] = {
-        "row": found.rows,
-        "predicted": predicted,
-        "probability": probability.max(axis=1).round(6),
-    }
-    if found.y is not None:
-        columns["label"] = found.y
-    _write_csv(columns, out)
+    columns = {"predicted": predicted, "probability": probability.max(axis=1).round(6)}
+    _write_csv(found, columns, out)
     if not quiet:
         say(_counted(len(found.x), found, predicted) + _about_network(clf))
 
@@ -85,20 +76,10 @@ def certify(
     budgets = numbers(radii, "--radii")
     import numpy as np
 
-    from otad.runs import read_model
-
-    clf, card = read_model(model)
-    found = _samples(clf, card, data, part, label, data_dir)
+    clf, card, found = _opened(model, data, part, label, data_dir)
     certificate = clf.certify(found.x)
-    columns: dict[str, Any] = {
-        "row": found.rows,
-        "predicted": certificate.label,
-        "radius": np.floor(certificate.radius * 1e6) / 1e6,
-        "kind": certificate.kind,
-    }
-    if found.y is not None:
-        columns["label"] = found.y
-    _write_csv(columns, out)
+    rounded = np.floor(certificate.radius * 1e6) / 1e6
+    _write_csv(found, {"predicted": certificate.label, "radius": rounded, "kind": certificate.kind}, out)
     if quiet:
         return
     counts = certificate.kind != "conditional"
@@ -147,10 +128,13 @@ def attack(
 ) -> None:
     """Attack the model with full knowledge of it, and audit whether the attack can be believed."""
     budgets = numbers(eps, "--eps")
-    from otad.runs import attack_model, read_model, write_outputs
+    from otad.files import refuse_file
+    from otad.runs import attack_model, write_outputs
 
-    clf, card = read_model(model)
-    found = _samples(clf, card, data, part, label, data_dir)
+    for folder in (out, results_dir):
+        if folder is not None:
+            refuse_file(folder)
+    clf, card, found = _opened(model, data, part, label, data_dir)
     if found.y is None:
         raise DataError(f"{found.name}: an attack needs the true classes; name the label column with --label")
     report = attack_model(
@@ -185,10 +169,9 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Show the training samples, with weights, that the prediction for one sample is made of."""
-    from otad.runs import explanation_rows, read_model
+    from otad.runs import explanation_rows
 
-    clf, card = read_model(model)
-    found = _samples(clf, card, data, part, label, data_dir)
+    clf, card, found = _opened(model, data, part, label, data_dir)
     if not 0 <= index < len(found.x):
         raise DataError(
             f"--index {index} is out of range: {found.name} has {len(found.x)} samples here, counted from 0"
@@ -209,18 +192,20 @@ def explain(
         typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
-def _samples(
-    clf: "OTADClassifier", card: "DataCard", data: str, part: Part, label: str | None, data_dir: Path | None
-) -> "Features":
-    """The samples a command works on: of the model's own named data set the test part, else all."""
+def _opened(
+    model: Path, data: str, part: Part, label: str | None, data_dir: Path | None
+) -> "tuple[OTADClassifier, DataCard, Features]":
+    """The model, the card of its data, and the samples: of the model's own named data set the test part, else all."""
     from otad.data import NAMES
+    from otad.runs import read_model
     from otad.runs.selection import known_labels
 
+    clf, card = read_model(model)
     if part == Part.TEST or (part == Part.AUTO and data == card.name and data in NAMES):
         found = card.test_part(data, data_dir=data_dir)
     else:
         found = card.features(data, data_dir=data_dir, label=label)
-    return found if found.y is None else found._replace(y=known_labels(clf.classes_, found.y))
+    return clf, card, found if found.y is None else found._replace(y=known_labels(clf.classes_, found.y))
 
 
 def _about_network(clf: "OTADClassifier") -> str:
@@ -248,7 +233,9 @@ def _counted(n: int, found: "Features", predicted: Any) -> str:
     return words if found.y is None else f"{words}, {100 * _equal(predicted, found.y).mean():.1f} % correct"
 
 
-def _write_csv(columns: Mapping[str, Iterable[Any]], out: Path | None) -> None:
+def _write_csv(found: "Features", columns: Mapping[str, Iterable[Any]], out: Path | None) -> None:
+    """A line a sample: its row in the source, the columns, and its class where that is known."""
+    columns = {"row": found.rows, **columns} | ({} if found.y is None else {"label": found.y})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

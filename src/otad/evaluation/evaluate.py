@@ -83,7 +83,7 @@ def evaluate(
             range, samples outside a box, a budget named twice, an unknown attack, logits that are not finite.
         MissingExtraError: an attack's package is not installed.
     """
-    knowledge = knowledge or AttackerKnowledge()
+    knowledge = (knowledge or AttackerKnowledge()).about(model)
     x, y = as_tensors(model, x, y)
     check_inputs(x, y, threats, certificate, n_attacked)
     chosen, left_out = choose(attacks, knowledge)

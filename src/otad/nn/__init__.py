@@ -1,7 +1,25 @@
 """Networks: stem, residual trunk, linear head."""
 
 from otad.nn.backbone import Backbone, CenteredFlatten
+from otad.nn.embedding import OrthogonalEmbedding, UnitEmbedding, build_embedding, residual_embedding
 from otad.nn.mlp import residual_mlp
-from otad.nn.transport_cost import transport_cost
+from otad.nn.named import BACKBONES, build_backbone
+from otad.nn.resnet import residual_convnet
+from otad.nn.transformer import residual_transformer
+from otad.nn.transport_cost import block_cost, transport_cost
 
-__all__ = ["Backbone", "CenteredFlatten", "residual_mlp", "transport_cost"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "CenteredFlatten",
+    "OrthogonalEmbedding",
+    "UnitEmbedding",
+    "block_cost",
+    "build_backbone",
+    "build_embedding",
+    "residual_convnet",
+    "residual_embedding",
+    "residual_mlp",
+    "residual_transformer",
+    "transport_cost",
+]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from otad.nn.transport_cost import transport_cost
+from otad.nn.transport_cost import block_cost
 
 __all__ = ["Backbone", "CenteredFlatten"]
 
@@ -28,12 +28,17 @@ class CenteredFlatten(nn.Module):
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch d"]:
         return (x - self.mean).flatten(1)
 
+    def inverse(self, points: Float[Tensor, "batch d"]) -> Float[Tensor, "batch ..."]:
+        """The inputs of points."""
+        return points.unflatten(1, self.mean.shape) + self.mean
+
 
 class Backbone(nn.Module):
     """stem -> trunk -> head; the trunk keeps the dimension and is trained to be an optimal-transport map.
 
     Args:
-        stem: inputs to points in R^d, with its exact Lipschitz constant as `stem.lipschitz`.
+        stem: inputs to points in R^d, with its exact Lipschitz constant as `stem.lipschitz` and the way back as
+            `stem.inverse`.
         blocks: residual branches h_t, each (batch, d) -> (batch, d).
         head: linear, features to logits.
     """
@@ -47,8 +52,14 @@ class Backbone(nn.Module):
 
     def transport(self, x: Float[Tensor, "batch d"]) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
         """Features z of points x, and the transport cost of each."""
-        residuals = []
+        z, costs = self.path(x)
+        return z, costs.sum(1)
+
+    def path(self, x: Float[Tensor, "batch d"]) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch m"]]:
+        """Features z of points x, and what each of the m blocks contributes to the transport cost."""
+        costs = [torch.zeros_like(x[:, :0])]
         for block in self.blocks:
-            residuals.append(block(x))
-            x = x + residuals[-1]
-        return x, transport_cost(residuals) if residuals else torch.zeros_like(x[:, 0])
+            residual = block(x)
+            costs.append(block_cost(residual, len(self.blocks))[:, None])
+            x = x + residual
+        return x, torch.cat(costs, 1)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["transport_cost"]
+__all__ = ["block_cost", "transport_cost"]
 
 
 def transport_cost(residuals: list[Float[Tensor, "batch d"]]) -> Float[Tensor, " batch"]:
@@ -17,4 +17,14 @@ def transport_cost(residuals: list[Float[Tensor, "batch d"]]) -> Float[Tensor, "
 
     Source: Benamou and Brenier, Numer. Math. 84 (2000); Gai, Wang, Zhang, arXiv 2408.00329, Section 3.
     """
-    return len(residuals) * sum(residual.square().flatten(1).sum(1) for residual in residuals)  # type: ignore[return-value]
+    return sum(block_cost(residual, len(residuals)) for residual in residuals)  # type: ignore[return-value]
+
+
+def block_cost(residual: Float[Tensor, "batch d"], m: int) -> Float[Tensor, " batch"]:
+    """M * |h_t(x_t)|^2 per sample: the part of one of m blocks, in squared stem units.
+
+    Args:
+        residual: what the block added.
+        m: blocks of the trunk.
+    """
+    return m * residual.square().flatten(1).sum(1)

@@ -9,33 +9,33 @@ from rich.table import Table
 from otad.report.comparison import Comparison, Row
 from otad.report.wording import number
 
-__all__ = ["markdown", "terminal_tables"]
+__all__ = ["grids", "markdown", "notes", "subject", "terminal_tables"]
 
 DAGGER = "†"
 
 
 def markdown(comparison: Comparison) -> str:
     """A heading, the table over the attacked samples, that over the whole test part where it is larger, notes."""
-    lines = [f"### {comparison.data}", "", _subject(comparison), ""]
-    for title, header, body in _grids(comparison):
+    lines = [f"### {comparison.data}", "", subject(comparison), ""]
+    for title, header, body in grids(comparison):
         lines += [f"{title}:", "", _line(header), "|" + "-|" * len(header), *map(_line, body), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in _notes(comparison))]).rstrip() + "\n"
+    return "\n".join([*lines, *(f"- {note}" for note in notes(comparison))]).rstrip() + "\n"
 
 
 def terminal_tables(comparison: Comparison) -> list[Table | str]:
     """What to print, in order: the tables of `markdown` and its notes."""
-    shown: list[Table | str] = [f"{comparison.data}: {_subject(comparison)}"]
-    for title, header, body in _grids(comparison):
+    shown: list[Table | str] = [f"{comparison.data}: {subject(comparison)}"]
+    for title, header, body in grids(comparison):
         table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
         for i, words in enumerate(header):
             table.add_column(words, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in body:
             table.add_row(*row)
         shown.append(table)
-    return [*shown, *_notes(comparison)]
+    return [*shown, *notes(comparison)]
 
 
-def _grids(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+def grids(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and body of each table.
 
     Clean, certified and worst case stand together only over the same samples: otherwise chance could put a
@@ -54,18 +54,19 @@ def _grids(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]
     header += ["training, s", "prediction, ms"]
     whole = comparison.n_attacked == comparison.n_test
     which = f"all {comparison.n_test:,}" if whole else f"the first {comparison.n_attacked:,}"
-    grids = [(f"On {which} test samples", header, body)]
+    tables = [(f"On {which} test samples", header, body)]
     if not whole:
         header = ["method", "clean, %", *(f"certified {radius}" for radius in radii)]
         body = [
             [_named(row), _share(row.clean_test), *(_certified(row, row.certified_test, r) for r in radii)]
             for row in comparison.rows
         ]
-        grids.append((f"On all {comparison.n_test:,} test samples", header, body))
-    return grids
+        tables.append((f"On all {comparison.n_test:,} test samples", header, body))
+    return tables
 
 
-def _subject(comparison: Comparison) -> str:
+def subject(comparison: Comparison) -> str:
+    """What was compared, in one sentence."""
     settings = comparison.settings
     attacks = settings["attacks"]
     seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
@@ -79,25 +80,26 @@ def _subject(comparison: Comparison) -> str:
     )
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    notes = ["certified: proven; worst case: correct under every attack of the set. The truth lies between the two."]
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader of the tables must know."""
+    found = ["certified: proven; worst case: correct under every attack of the set. The truth lies between the two."]
     if any(row.randomised for row in comparison.rows):
-        notes.append(
+        found.append(
             f"{DAGGER} a randomised certificate: it holds with high probability, for the smoothed classifier, "
             "not for sure; do not rank it with the others."
         )
-    notes.extend(
+    found.extend(
         f"{row.method}: AUDIT FAILED ({', '.join(row.failed_checks)}); do not trust its worst case."
         for row in comparison.rows
         if row.failed_checks
     )
     most = max(len(row.seeds) for row in comparison.rows)
-    notes.extend(
+    found.extend(
         f"{row.method}: seeds {', '.join(map(str, row.seeds))} only."
         for row in comparison.rows
         if len(row.seeds) < most
     )
-    return notes
+    return found
 
 
 def _named(row: Row) -> str:

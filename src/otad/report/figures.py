@@ -1,6 +1,7 @@
 """The page's plots, each a self-contained SVG text."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def accuracy_against_radius(report: Report, norm: str = "l2") -> str | None:
     return svg_text(draw, 4.8, 3.9 + 0.16 * len(models))
 
 
-def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
+def training_curves(history: Sequence[Mapping[str, Any]]) -> str | None:
     """Loss, transport cost and training accuracy per epoch; None where there is no history."""
     shown = [(key, words) for key, words in _CURVES if sum(_finite(row.get(key)) for row in history) > 0]
     if not shown:

@@ -1,16 +1,13 @@
 """Report -> one HTML page that loads nothing from elsewhere."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from otad.report import figures, thumbnails
+from otad.report import figures, template, thumbnails
 from otad.report.pictures import GallerySample, TransportPicture
 from otad.report.planes import transport_plane
 from otad.report.summary import Report
+from otad.report.template import radius, uri
 from otad.report.terminal import headline_rows
 from otad.report.wording import number, percent, radius_words, sorted_radii
 
@@ -20,7 +17,7 @@ __all__ = ["page"]
 def page(
     report: Report,
     *,
-    history: Sequence[Mapping[str, float]] = (),
+    history: Sequence[Mapping[str, Any]] = (),
     transport: TransportPicture | None = None,
     gallery: Sequence[GallerySample] = (),
     gallery_note: str = "",
@@ -29,8 +26,8 @@ def page(
     """The page of a report; see `Report.to_html` for the arguments."""
     names = tuple(report.extra.get("feature_names", ()))
     models = [report, *report.rivals.values()]
-    template = _environment().from_string(resources.files("otad.report").joinpath("page.html.j2").read_text("utf-8"))
     return template.render(
+        "page.html.j2",
         report=report,
         models=models,
         units=report.extra.get("units", "units of the model's input"),
@@ -38,10 +35,10 @@ def page(
         rows=headline_rows(report),
         contradictions=report.contradictions(),
         failed=[name for name, check in report.audit.items() if check.passed is False],
-        curves={norm: _uri(figures.accuracy_against_radius(report, norm)) for norm in ("l2", "linf")},
-        training=_uri(figures.training_curves(history)),
+        curves={norm: uri(figures.accuracy_against_radius(report, norm)) for norm in ("l2", "linf")},
+        training=uri(figures.training_curves(history)),
         n_epochs=len(history),
-        transport=_uri(transport_plane(transport)) if transport is not None and len(transport.x) else None,
+        transport=uri(transport_plane(transport)) if transport is not None and len(transport.x) else None,
         n_transport=len(transport.x) if transport is not None else 0,
         cards=[_card(sample, names) for sample in gallery],
         gallery_note=gallery_note,
@@ -58,31 +55,15 @@ def page(
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": number, "radius": _radius}
-    return environment
-
-
-def _radius(key: str) -> str:
-    """The words of a radius on one line: "L2" and its number stay together."""
-    return radius_words(key).replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _uri(svg: str | None) -> Markup | None:
-    # Base64 holds no character that needs escaping.
-    return None if svg is None else Markup(thumbnails.svg_uri(svg))
-
-
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
     """(figure, name, meaning) of the numbers to see first."""
     tiles = [(percent(report.clean_accuracy), "clean accuracy", f"{report.n_test} unchanged test samples")]
     for key in sorted_radii(report.certified_accuracy)[:2]:
         share = percent(report.certified_accuracy[key])
-        tiles.append((share, f"certified at {_radius(key)}", "proved: no attack can do worse"))
+        tiles.append((share, f"certified at {radius(key)}", "proved: no attack can do worse"))
     for key in sorted_radii(report.robust_accuracy)[:2]:
         share = report.robust_accuracy[key].get("worst_case")
-        tiles.append((percent(share), f"attacked at {_radius(key)}", "measured: worst case over all attacks"))
+        tiles.append((percent(share), f"attacked at {radius(key)}", "measured: worst case over all attacks"))
     if report.lipschitz is not None:
         tiles.append((number(report.lipschitz), "Lipschitz constant", "of the interpolated feature map"))
     return tiles

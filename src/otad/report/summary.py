@@ -110,7 +110,7 @@ class Report:
     def to_html(
         self,
         *,
-        history: Sequence[Mapping[str, float]] = (),
+        history: Sequence[Mapping[str, Any]] = (),
         transport: TransportPicture | None = None,
         gallery: Sequence[GallerySample] = (),
         gallery_note: str = "",
@@ -119,7 +119,7 @@ class Report:
         """One page that loads nothing from elsewhere: tables, figures, samples, audit, cost.
 
         Args:
-            history: one mapping per epoch with epoch, loss, transport_cost, accuracy.
+            history: one mapping per epoch with epoch, loss, transport_cost, accuracy; more is not drawn.
             transport: training points and their features, drawn in the plane.
             gallery: test samples to show.
             gallery_note: how those samples were chosen, one sentence.

@@ -1,6 +1,7 @@
 """A whole job: train, interpolate, certify, attack, report; and a trained model on new data."""
 
-from otad.runs.compare import compare, read_cells
+from otad.runs.cell_files import read_cells
+from otad.runs.compare import compare
 from otad.runs.job import health_without_transport, run
 from otad.runs.methods import METHODS
 from otad.runs.model_folder import DataCard, read_model, write_model

@@ -1,15 +1,12 @@
 """Methods side by side: the same splits, budget and attacks, one file per finished cell."""
 
-import functools
-import hashlib
-import json
+import importlib.metadata
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +17,23 @@ from tqdm import tqdm
 
 from otad.attacks.threat_model import ThreatModel
 from otad.certificate import Certificate
-from otad.data import Dataset, load
-from otad.errors import DataError
 from otad.evaluation import evaluate
-from otad.files import plain, write_json, write_text
-from otad.nn import residual_mlp
+from otad.files import refuse_file, write_json, write_text
 from otad.report.cell import DETERMINISTIC, RANDOMISED, Cell
 from otad.report.comparison import Comparison, compared
+from otad.report.comparison_page import comparison_page
 from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
+from otad.runs.cell_files import cell_path, cell_settings, finished, folder_name, read_cells
 from otad.runs.methods import METHODS, Fit, Fitted
-from otad.runs.radii import radii_for
-from otad.runs.selection import check_attacks, class_indices
-from otad.train.backbone import fit_backbone
+from otad.runs.selection import check_attacks
+from otad.runs.splits import Splits
 
-__all__ = ["compare", "judged_again", "read_cells"]
+__all__ = ["compare", "judged_again"]
 
 logger = logging.getLogger("otad.runs")
 
 BATCH = 100  # samples of the timed predictions
-# Of the undefended network that attacks transfer from.
-SOURCE_EPOCHS = 6
-SOURCE_STEPS = 300
-SOURCE_BATCH = 128
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """One split as tensors, labels as class indices, and what an attacker knows of it."""
-
-    data: Dataset
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    digest: str
 
 
 def compare(
@@ -76,8 +55,8 @@ def compare(
     """Train, certify, attack and time every method on every data set with every seed.
 
     A cell is one (data set, method, seed). Its file `out`/cells/DATA/METHOD/seed-S.json is written whole when the
-    cell is finished; a cell whose file is there is not run again. When all are there, compare.json, table.md and one
-    plot-DATA.svg per data set are written from all cells in `out`, those of earlier calls included.
+    cell is finished; a cell whose file is there is not run again. When all are there, compare.json, table.md,
+    report.html and one plot-DATA.svg per data set are written from all cells in `out`, those of earlier calls included.
 
     Args:
         sources: data sets, as for `load`.
@@ -103,6 +82,7 @@ def compare(
         ValueError: a setting out of range.
     """
     out = Path(out)
+    refuse_file(out)
     check_attacks(attacks)
     _check(methods, seeds, budget, attacks, n_attacked)
     settings = {
@@ -117,28 +97,19 @@ def compare(
     # Methods of one split run one after the other, so that it is read once.
     cells = [(source, method, seed) for source in sources for seed in range(seeds) for method in methods]
     # Other settings are found before the first hour of work, not after it.
-    missing = [cell for cell in cells if not _finished(out, *cell, settings)]
+    missing = [cell for cell in cells if not finished(out, *cell, settings)]
     if len(missing) < len(cells):
         logger.info("%d of %d cells are finished already", len(cells) - len(missing), len(cells))
-    splits = _Splits(data_dir=data_dir, n_train=n_train, n_test=n_test, label=label)
+    splits = Splits(data_dir=data_dir, n_train=n_train, n_test=n_test, label=label)
     with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="cells", disable=not progress) as bar:
         for number, (source, method, seed) in enumerate(missing, 1):
             logger.info("[%d/%d] %s, %s, seed %d", number, len(missing), source, method, seed)
             began = time.perf_counter()
             cell = _cell(source, method, seed, methods[method], splits, settings, progress)
-            write_json(_path(out, source, method, seed), cell.to_dict())
+            write_json(cell_path(out, source, method, seed), cell.to_dict())
             bar.update()
             logger.info("[%d/%d] done in %.1f s", number, len(missing), time.perf_counter() - began)
     return _write_outputs(out)
-
-
-def read_cells(out: str | os.PathLike[str]) -> list[Cell]:
-    """All finished cells in a folder that `compare` wrote.
-
-    Raises:
-        DataError: a file is damaged.
-    """
-    return [_read(path) for path in sorted((Path(out) / "cells").glob("*/*/seed-*.json"))]
 
 
 def _check(
@@ -156,93 +127,8 @@ def _check(
         raise ValueError(f"n_attacked must be at least 1, not {n_attacked}")
 
 
-def _path(out: Path, source: str, method: str, seed: int) -> Path:
-    return out / "cells" / _folder(source) / method / f"seed-{seed}.json"
-
-
-def _folder(source: str) -> str:
-    """A source as the name of a folder; a file or folder goes by its last part."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).name or "data").lstrip(".") or "data"
-
-
-def _read(path: Path) -> Cell:
-    try:
-        return Cell.from_dict(json.loads(path.read_text("utf-8")), str(path))
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: damaged ({error}); delete the file to run the cell again") from error
-
-
-def _finished(out: Path, source: str, method: str, seed: int, settings: Mapping[str, Any]) -> bool:
-    """Whether the cell's file is there, of these settings.
-
-    Raises:
-        DataError: it is there with other settings, or damaged.
-    """
-    path = _path(out, source, method, seed)
-    if not path.is_file():
-        return False
-    found, asked = dict(_read(path).settings), _cell_settings(source, settings)
-    changed = sorted(key for key in found | asked if found.get(key) != asked.get(key))
-    if changed:
-        words = "; ".join(f"{key} was {found.get(key)!r} and is now {asked.get(key)!r}" for key in changed)
-        raise DataError(
-            f"{path}: finished with other settings ({words}); give the settings it had, another output folder (--out), "
-            "or delete the file to run the cell again"
-        )
-    return True
-
-
-def _cell_settings(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return plain({"source": source, **settings})
-
-
-class _Splits:
-    """The splits of a comparison, read when first needed; the last one is kept for the next method."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-        self.samples = functools.lru_cache(maxsize=1)(self._samples)
-        self.network = functools.lru_cache(maxsize=1)(self._network)
-        self.radii = functools.cache(self._radii)
-
-    def _samples(self, source: str, seed: int) -> _Samples:
-        data = load(source, seed=seed, **self.options)
-        classes = np.unique(data.y_train)
-        y_train, y_test = (class_indices(classes, labels, data.name) for labels in (data.y_train, data.y_test))
-        digest = hashlib.sha256()
-        for part in (data.x_train, data.x_test, y_train, y_test):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return _Samples(
-            data=data,
-            x_train=torch.as_tensor(data.x_train),
-            y_train=torch.as_tensor(y_train),
-            x_test=torch.as_tensor(data.x_test),
-            y_test=torch.as_tensor(y_test),
-            digest=digest.hexdigest(),
-        )
-
-    def _radii(self, source: str) -> list[float]:
-        """Of seed 0, so that more seeds later on do not change them."""
-        return radii_for(self.samples(source, 0).data)
-
-    def _network(self, source: str, seed: int) -> nn.Module:
-        """Undefended: attacks on methods without a network of their own transfer from it."""
-        logger.info("train an undefended network that attacks transfer from")
-        samples = self.samples(source, seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = residual_mlp(samples.x_train.mean(0), int(samples.y_train.max()) + 1)
-        epochs = max(SOURCE_EPOCHS, SOURCE_STEPS * SOURCE_BATCH // len(samples.x_train))
-        fit_backbone(
-            network, samples.x_train, samples.y_train, alpha=0.0, epochs=epochs, batch_size=SOURCE_BATCH, seed=seed
-        )
-        return network
-
-
 def _cell(
-    source: str, method: str, seed: int, fit: Fit, splits: _Splits, settings: Mapping[str, Any], progress: bool
+    source: str, method: str, seed: int, fit: Fit, splits: Splits, settings: Mapping[str, Any], progress: bool
 ) -> Cell:
     """Train within the budget, certify all test samples, attack the first ones, time a prediction."""
     radii = splits.radii(source) if settings["eps"] == "auto" else settings["eps"]
@@ -290,10 +176,10 @@ def _cell(
     if randomised:
         survived = judged_again(fitted, survived, certified, found.adversarial, truth[:n])
     return Cell(
-        data=_folder(source),
+        data=folder_name(source),
         method=method,
         seed=seed,
-        settings=_cell_settings(source, settings),
+        settings=cell_settings(source, settings),
         split=samples.digest,
         units=data.units,
         n_train=len(samples.x_train),
@@ -367,14 +253,16 @@ def _milliseconds(module: nn.Module, x: Tensor, *, repeats: int = 5, seconds: fl
 
 
 def _write_outputs(out: Path) -> list[Comparison]:
-    """compare.json, table.md and the plots, from all cells in the folder."""
+    """compare.json, table.md, report.html and the plots, from all cells in the folder."""
     order = tuple(METHODS)
     by_data: dict[str, list[Cell]] = {}
     for cell in read_cells(out):
         by_data.setdefault(cell.data, []).append(cell)
     comparisons = [compared(cells, order) for cells in by_data.values()]
-    for one in comparisons:
-        write_text(out / f"plot-{one.data}.svg", comparison_plot(one, order))
+    plots = {one.data: comparison_plot(one, order) for one in comparisons}
+    for name, plot in plots.items():
+        write_text(out / f"plot-{name}.svg", plot)
     write_text(out / "table.md", "\n".join(markdown(one) for one in comparisons))
+    write_text(out / "report.html", comparison_page(comparisons, plots, importlib.metadata.version("otad")))
     write_json(out / "compare.json", {"comparisons": [one.to_dict() for one in comparisons]})
     return comparisons

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.data import Dataset
 from otad.estimator import OTADClassifier
+from otad.files import refuse_file
 from otad.report import Report, TransportPicture
 from otad.runs.model_folder import DataCard, check_free, write_model
 from otad.runs.opponents import (
@@ -58,7 +60,8 @@ def run(
 
     Args:
         data: training and test samples.
-        folder: the run folder; made where it is missing. Checkpoints lie in its checkpoint/.
+        folder: the run folder; made where it is missing. Its checkpoint/ holds the state of training and, until the run
+            ends, the result of every finished attack.
         classifier: keywords of `OTADClassifier`.
         radii: budgets of the attacks and radii of the certified accuracy, in units of the model's input.
         norm: of the attacks, "l2" or "linf"; certificates are L2.
@@ -68,7 +71,7 @@ def run(
         compare_health: epochs of a second backbone trained without transport cost, to compare; 0: none.
         seed: of training and attacks.
         label: name of the label column, kept with the model.
-        resume: continue from the checkpoint in `folder`.
+        resume: continue from the checkpoint in `folder`, with the attacks that were finished there.
         progress: show progress bars on stderr.
         reproduce: commands that make this run again, for the page.
 
@@ -82,6 +85,7 @@ def run(
     """
     folder = Path(folder)
     # What can be wrong with the settings is found before an hour of training, not after it.
+    refuse_file(folder)
     check_free(folder / "model")
     check_attacks(attacks)
     threats = [ThreatModel(norm, float(r), data.box) for r in sorted(radii)]  # pyright: ignore[reportArgumentType]
@@ -90,6 +94,10 @@ def run(
     settings = dict(classifier or {})
     network = settings.get("interpolation") == "network"
     stages = Stages(count=4 + (2 + network if rivals and attacking else 0) + bool(compare_health))
+
+    finished = folder / "checkpoint" / "finished_attacks"
+    if not resume:
+        shutil.rmtree(finished, ignore_errors=True)
 
     clf = OTADClassifier(
         random_state=seed, verbose=progress, checkpoint=folder / "checkpoint", resume=resume, **settings
@@ -110,6 +118,7 @@ def run(
         "data": data.name,
         "n_train": len(data.x_train),
         "progress": progress,
+        "results_dir": finished,
     }
     with stages.stage("certify", f"certify {len(y):,} test samples"):
         own = model_opponent(clf, data.x_test)
@@ -142,6 +151,7 @@ def run(
             gallery_note=NOTE,
             reproduce=reproduce,
         )
+    shutil.rmtree(finished, ignore_errors=True)  # large, and of no use to a run that has ended
     return report
 
 
@@ -156,6 +166,7 @@ def health_without_transport(data: Dataset, settings: Mapping[str, Any], *, epoc
     """
     # Neighbourhoods are solved when asked for, so a torn map costs no more than its training.
     own = dict(settings) | {"interpolation": "neighborhood", "alpha": 0.0, "margin": 0.0, "epochs": epochs}
+    own |= {"retrieval": "euclidean", "embedding_epochs": None, "embedding_width": None}  # nobody asks it anything
     clf = OTADClassifier(random_state=seed, **own)
     clf.fit(data.x_train, data.y_train)
     return dict(clf.health_)

@@ -77,7 +77,7 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
 
 def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
     """Inputs -> coordinates in which the model looks its neighbours up; None where it looks none up."""
-    return clf.module_.stem if clf.interpolation in ("neighborhood", "network") else None
+    return clf.module_.retrieval_space
 
 
 def relatives(clf: OTADClassifier) -> tuple[nn.Module, ...]:

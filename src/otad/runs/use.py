@@ -73,7 +73,7 @@ def attack_model(
         threats=threats,
         attacks=attacks,
         rows=np.arange(len(rows)),
-        knowledge=_knowledge(clf, card),
+        knowledge=_knowledge(clf),
         seed=seed,
         data=found.name,
         n_train=card.n_train,
@@ -105,28 +105,17 @@ def explanation_rows(clf: OTADClassifier, card: DataCard, x: np.ndarray, k: int)
     return rows
 
 
-def training_inputs(clf: OTADClassifier, card: DataCard) -> np.ndarray | None:
-    """The training points of the transport map as inputs, (n, ...); None where the stem cannot be undone.
-
-    A stem that only shifts and reshapes, such as that of the MLP, is undone exactly.
-    """
-    points = clf.transport_.x
-    if points[0].numel() != int(np.prod(card.shape)):
-        return None
-    stem = clf.module_.stem
+def training_inputs(clf: OTADClassifier) -> np.ndarray:
+    """The training points of the transport map as inputs, (n, ...)."""
     with torch.no_grad():
-        shift = stem(torch.zeros(1, *card.shape, dtype=points.dtype, device=points.device))
-        inputs = (points - shift).reshape(-1, *card.shape)
-        exact = torch.allclose(stem(inputs[:100]), points[:100], atol=1e-5)
-    return inputs.cpu().numpy() if exact else None
+        return clf.module_.stem.inverse(clf.transport_.x).cpu().numpy()  # type: ignore[operator]
 
 
-def _knowledge(clf: OTADClassifier, card: DataCard) -> AttackerKnowledge:
-    """What a saved model tells: backbone, smoothing, and its training points if the stem can be undone."""
-    inputs = training_inputs(clf, card)
+def _knowledge(clf: OTADClassifier) -> AttackerKnowledge:
+    """What a saved model tells: backbone, smoothing, and its training points."""
     return AttackerKnowledge(
-        x_train=None if inputs is None else torch.as_tensor(inputs),
-        y_train=None if inputs is None else clf.transport_.y.cpu().long(),
+        x_train=torch.as_tensor(training_inputs(clf)),
+        y_train=clf.transport_.y.cpu().long(),
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
         embedding=retrieval_space(clf),

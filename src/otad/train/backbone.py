@@ -2,11 +2,12 @@
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,6 +32,7 @@ class Epoch:
         transport_cost: mean over the training samples, in squared stem units.
         accuracy: share of training samples classified correctly while training.
         seconds: wall time since training began.
+        block_costs: each block's part of the transport cost, first block first.
     """
 
     epoch: int
@@ -38,6 +40,7 @@ class Epoch:
     transport_cost: float
     accuracy: float
     seconds: float
+    block_costs: list[float] = field(default_factory=list)
 
 
 def fit_backbone(
@@ -102,29 +105,31 @@ def fit_backbone(
     with tqdm(total=epochs, initial=len(history), desc="training", unit="epoch", disable=not show) as bar:
         for epoch in range(len(history), epochs):
             order.epoch = epoch
-            sums = torch.zeros(4, device=accelerator.device)
+            sums = torch.zeros(3 + len(backbone.blocks), device=accelerator.device)
             for step, (inputs, labels) in enumerate(loader):
                 set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
-                loss, cost, accuracy = objective(inputs, labels)
+                loss, accuracy, costs = objective(inputs, labels)
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
-                facts = torch.stack([torch.ones_like(accuracy), loss.detach(), cost, accuracy])
-                sums += len(labels) * facts.float()
-            _, loss, cost, accuracy = mean_over_processes(accelerator, sums).tolist()
-            history.append(Epoch(epoch + 1, loss, cost, accuracy, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{cost:.2f}", accuracy=f"{accuracy:.1%}")
+                facts = torch.stack([torch.ones_like(accuracy), loss.detach(), accuracy])
+                sums += len(labels) * torch.cat([facts, costs]).float()
+            _, loss, accuracy, *costs = mean_over_processes(accelerator, sums).tolist()
+            history.append(Epoch(epoch + 1, loss, sum(costs), accuracy, time.perf_counter() - started, costs))
+            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{sum(costs):.2f}", accuracy=f"{accuracy:.1%}")
             bar.update()
             logger.debug("%s", history[-1])
             if accelerator.is_main_process:
                 state.save(backbone, optimizer, [asdict(row) for row in history])
     optimizer.zero_grad(set_to_none=True)
+    for buffer in backbone.buffers():  # batch statistics of the last step are each process's own
+        buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
     backbone.to("cpu").eval().requires_grad_(False)
     return history
 
 
 class _Objective(nn.Module):
-    """Loss, transport cost and accuracy of a batch; a module of its own so that any engine can wrap it."""
+    """Loss, accuracy and cost of each block for a batch; a module of its own so that any engine can wrap it."""
 
     def __init__(self, backbone: Backbone, alpha: float, margin: float) -> None:
         super().__init__()
@@ -132,13 +137,15 @@ class _Objective(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         points = self.backbone.stem(inputs)
-        z, cost = self.backbone.transport(points)
+        z, costs = self.backbone.path(points)
         logits = self.backbone.head(z)
         accuracy = (logits.argmax(1) == labels).float().mean()
         if self.margin:
             logits = logits + self.margin * _quotient(points, z) * _row_distances(self.backbone.head.weight, labels)
-        loss = nn.functional.cross_entropy(logits, labels) + self.alpha * cost.mean()
-        return loss, cost.detach().mean(), accuracy
+        loss = nn.functional.cross_entropy(logits, labels)
+        if self.alpha:
+            loss = loss + self.alpha * costs.sum(1).mean()
+        return loss, accuracy, costs.detach().mean(0)
 
 
 def _quotient(points: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]) -> Tensor:

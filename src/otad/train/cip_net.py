@@ -3,7 +3,7 @@
 import copy
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from otad.defense import NeighborhoodInterpolation, NetworkInterpolation, guesse
 from otad.neighbors import nearest_neighbors
 from otad.nn.cip_net import CIPNet, Imitation
 from otad.train.state import TrainingState
-from otad.train.steps import Shuffled, digest, set_rate
+from otad.train.steps import Shuffled, digest, mean_over_processes, set_rate, whole_batch
 
 __all__ = ["CIPEpoch", "Problems", "compare", "fit_cip_net", "imitate", "solved_problems"]
 
@@ -47,6 +47,7 @@ class CIPEpoch:
 
 
 Neighborhoods = tuple[Tensor, Tensor, Tensor]  # queries (batch, d), neighbours and their features (batch, k, d)
+Coordinates = Callable[[Tensor], Tensor | None]  # points (batch, d) in stem units -> (batch, e)
 
 
 class Problems(NamedTuple):
@@ -63,6 +64,7 @@ def imitate(
     solver: NeighborhoodInterpolation,
     head: nn.Linear,
     *,
+    coordinates: Coordinates = lambda points: None,
     width: int = 32,
     layers: int = 2,
     heads: int = 4,
@@ -81,6 +83,7 @@ def imitate(
     Args:
         solver: the exact interpolation.
         head: features to logits, to compare labels.
+        coordinates: of points in stem units, by the solver's retrieval; the default belongs to Euclidean neighbours.
         width: see `CIPNet`.
         layers: see `CIPNet`.
         heads: see `CIPNet`.
@@ -97,14 +100,16 @@ def imitate(
         on "perturbed" queries made as those it learned from, and one `CIPEpoch` per epoch.
 
     Raises:
-        ValueError: a solver that no network can imitate; see `NetworkInterpolation`.
+        ValueError: a solver that no network can imitate, see `NetworkInterpolation`; no coordinates for its retrieval.
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
     """
     smoothness = known_smoothness(solver)
     n = len(solver.x)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(solver.x.device)
     held_out = max(1, min(n // 2, max(round(HELD_OUT_SHARE * n), HELD_OUT_LEAST)))
-    problems = solved_problems(solver, n_problems, rows=order[held_out:], seed=seed + 1, progress=progress)
+    problems = solved_problems(
+        solver, n_problems, rows=order[held_out:], coordinates=coordinates, seed=seed + 1, progress=progress
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = CIPNet(width, layers, heads)
@@ -121,13 +126,11 @@ def imitate(
     )
     net.to(solver.x.device)
     rows = order[:held_out]
-    new = [_neighborhoods(solver, solver.x[part], part) for part in rows[:MEASURED].split(_chunk(solver))]
+    new = [_neighborhoods(solver, solver.x[own], own, coordinates) for own in rows[:MEASURED].split(_chunk(solver))]
     found = {
         "new samples": compare(solver, net, head, new),
-        "perturbed": compare(solver, net, head, _queries(solver, MEASURED, rows, seed + 2)),
+        "perturbed": compare(solver, net, head, _queries(solver, MEASURED, rows, coordinates, seed + 2)),
     }
-    for name, imitation in found.items():
-        logger.info("CIP-net on %s: %s", name, imitation)
     return NetworkInterpolation(solver, net, found["new samples"]), found, history
 
 
@@ -136,6 +139,7 @@ def solved_problems(
     n: int,
     *,
     rows: Int[Tensor, " m"],
+    coordinates: Coordinates = lambda points: None,
     seed: int = 0,
     progress: bool = False,
 ) -> Problems:
@@ -143,18 +147,20 @@ def solved_problems(
 
     The kinds are: training points whose neighbourhood does not contain them, as new samples are; training points with
     noise, contained or not; points on the line to any other training point, up to its middle, and to a near one, with
-    noise. The noise is 0.01 to 1 times the distance of the nearest neighbour.
+    noise. The noise is 0.01 to 1 times the distance of the nearest neighbour. Near and distance are meant in stem units
+    here; the neighbourhoods are those of the solver's retrieval.
 
     Args:
         solver: what solves them.
         n: how many.
         rows: training points that queries start from.
+        coordinates: see `imitate`.
         seed: of the queries.
         progress: show a bar.
     """
     chunks: list[Problems] = []
     with tqdm(total=n, desc="solving", unit="problem", disable=not progress) as bar, torch.no_grad():
-        for x, x_i, z_i in _queries(solver, n, rows, seed):
+        for x, x_i, z_i in _queries(solver, n, rows, coordinates, seed):
             products = inner_products(x, x_i, z_i)
             assert products.dd is not None  # made with distances
             parts = (products.zz, products.zd, products.dd, products.tilt, solver.solve(x, x_i, z_i).stats["weights"])
@@ -200,7 +206,7 @@ def fit_cip_net(
     accelerator = Accelerator(cpu=device == "cpu")
     order = Shuffled(len(problems.weights), seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.0)
-    loader = DataLoader(_Rows(*problems), batch_size=batch_size, sampler=order, collate_fn=_whole_batch)
+    loader = DataLoader(_Rows(*problems), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
     objective, optimizer, loader = accelerator.prepare(_Objective(net, smoothness), optimizer, loader)
     settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     settings["smoothness"], settings["data"] = smoothness, digest(problems.zz, problems.weights)
@@ -220,9 +226,9 @@ def fit_cip_net(
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
                 optimizer.step()
-                sums += len(batch[0]) * torch.stack([loss.detach(), torch.ones_like(loss)])
-            loss, count = accelerator.reduce(sums, "sum").tolist()  # type: ignore[union-attr]
-            history.append(CIPEpoch(epoch + 1, loss / count, time.perf_counter() - started))
+                sums += len(batch[0]) * torch.stack([torch.ones_like(loss), loss.detach()])
+            _, loss = mean_over_processes(accelerator, sums).tolist()
+            history.append(CIPEpoch(epoch + 1, loss, time.perf_counter() - started))
             bar.set_postfix(loss=f"{history[-1].loss:.4f}")
             bar.update()
             logger.debug("%s", history[-1])
@@ -275,10 +281,6 @@ class _Rows(TensorDataset):
         return [self[indices]]
 
 
-def _whole_batch(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return items[0]
-
-
 class _Objective(nn.Module):
     """The loss of a batch; a module of its own so that any engine can wrap it."""
 
@@ -292,7 +294,9 @@ class _Objective(nn.Module):
         return ((apart[:, None] @ zz @ apart[:, :, None]).flatten() / spread).mean()
 
 
-def _queries(solver: NeighborhoodInterpolation, n: int, rows: Int[Tensor, " m"], seed: int) -> Iterator[Neighborhoods]:
+def _queries(
+    solver: NeighborhoodInterpolation, n: int, rows: Int[Tensor, " m"], coordinates: Coordinates, seed: int
+) -> Iterator[Neighborhoods]:
     """Queries of the four kinds of `solved_problems` with their neighbours, in chunks."""
     generator = torch.Generator().manual_seed(seed)
     points = solver.x
@@ -317,13 +321,15 @@ def _queries(solver: NeighborhoodInterpolation, n: int, rows: Int[Tensor, " m"],
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) / x.shape[1] ** 0.5
         x = torch.where(kind > 0, x + reach * noise, x)
         leave = (kind == 0) | ((kind == 1) & (uniform(count) < 0.5))
-        yield _neighborhoods(solver, x, torch.where(leave.squeeze(1), own, -1))
+        yield _neighborhoods(solver, x, torch.where(leave.squeeze(1), own, -1), coordinates)
 
 
-def _neighborhoods(solver: NeighborhoodInterpolation, x: Tensor, without: Int[Tensor, " batch"]) -> Neighborhoods:
-    """Nearest training points in stem units, but for one of each query (-1: all)."""
+def _neighborhoods(
+    solver: NeighborhoodInterpolation, x: Tensor, without: Int[Tensor, " batch"], coordinates: Coordinates
+) -> Neighborhoods:
+    """Nearest training points in the solver's retrieval, but for one of each query (-1: all)."""
     n = len(solver.x)
-    _, found = nearest_neighbors(x, solver.x, min(solver.k + 1, n))
+    found = solver.nearest(x, coordinates(x), min(solver.k + 1, n)).indices
     if n > solver.k:
         # The points to keep in their order, then the one to leave out or else the farthest.
         found = found.gather(1, (found == without[:, None]).long().argsort(dim=1, stable=True))[:, : solver.k]
