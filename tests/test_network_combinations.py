@@ -26,11 +26,22 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module", params=[*CASES, ("mlp", "learned")], ids=" ".join)
 def fitted(request: pytest.FixtureRequest, images: tuple[np.ndarray, np.ndarray]) -> OTADClassifier:
     backbone, retrieval = request.param
-    sizes: dict[str, Any] = {"backbone": backbone, "backbone_options": OPTIONS[backbone], "n_blocks": 2, "width": 16}
-    network = {"network_problems": 256, "network_width": 8, "network_layers": 1, "network_heads": 2, "n_neighbors": 5}
-    training = {"epochs": 10, "batch_size": 32, "learning_rate": 3e-3, "device": "cpu", "random_state": 0}
-    embedding = {} if retrieval == "euclidean" else {"embedding_epochs": 3}
-    clf = OTADClassifier("network", retrieval=retrieval, smoothness=2.0, **sizes | network | training | embedding)
+    settings: dict[str, Any] = {
+        "backbone_options": OPTIONS[backbone],
+        "n_blocks": 2,
+        "width": 16,
+        "epochs": 10,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "n_neighbors": 5,
+        "network_problems": 256,
+        "network_width": 8,
+        "network_layers": 1,
+        "network_heads": 2,
+        "embedding_epochs": None if retrieval == "euclidean" else 3,
+    }
+    seeded: dict[str, Any] = {"device": "cpu", "random_state": 0}
+    clf = OTADClassifier("network", backbone=backbone, retrieval=retrieval, smoothness=2.0, **settings, **seeded)
     return clf.fit(images[0][:120], images[1][:120])
 
 
