@@ -268,8 +268,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.network_error_ = {queries: imitation.to_dict() for queries, imitation in found.items()}
         self.network_history_ = [vars(epoch).copy() for epoch in history]
         for queries, imitation in found.items():
-            logger.info("CIP-net on %s: %s", queries, imitation)
-            if not imitation.near:
+            if imitation.near:
+                logger.info("CIP-net on %s: %s", queries, imitation)
+            else:
                 logger.warning("the network is far from the exact solution on %s: %s", queries, imitation)
         self.module_ = OTAD(self.backbone_.stem, interpolation, head)
 
