@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from otad.certificate import Certificate, boundary_distance, certify
 from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 from otad.nn import CenteredFlatten, OrthogonalEmbedding, residual_embedding
+from otad.nn.cip_net import CIPNet, Imitation
 from otad.retrieval import Retrieval
 
 
@@ -138,6 +139,22 @@ def test_share_certified() -> None:
     assert certificate.certified(0.4, np.array([0, 1, 1, 0])) == 0.25
     # At its own norm a perturbation is no longer covered.
     assert certificate.certified(0.5, np.array([0, 1, 1, 0])) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "stretched"])
+def test_a_network_has_no_certificate(kind: str) -> None:
+    """Even where all neighbours agree, far from any boundary, at training points, whatever is asked for."""
+    x, z, _ = blobs()
+    retrieval = None if kind == "euclidean" else embedded(kind, x)
+    solver = NeighborhoodInterpolation(x, z, k=5, retrieval=retrieval, regularity=Regularity(0.0, 2.0))
+    model = model_of(NetworkInterpolation(solver, CIPNet(), Imitation(0.0, 0.0, 1.0, 1.0, 1.0, 1)))
+    for conditional in (False, True):
+        certificate = certify(model, torch.cat([x, queries()]), conditional=conditional, rounding=0.0)
+        assert set(certificate.kind) == {"none"}
+        assert (certificate.radius == 0).all()
+    assert certificate.certified(0.0, certificate.label) == 0
+    np.testing.assert_array_equal(certificate.label[: len(x)], model(x).argmax(1).numpy())
+    assert (certify(model.solved(), x, rounding=0.0).radius > 0).mean() > 0.5
 
 
 def test_coordinates_that_the_head_does_not_read_cost_nothing() -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.cip import BrenierPotential, Regularity, Status
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 from otad.errors import InfeasibleError
 from otad.nn import CenteredFlatten
+from otad.nn.cip_net import CIPNet, Imitation
 
 
 def training_points(n: int = 120, d: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -25,14 +26,18 @@ def module(kind: str, dtype: torch.dtype = torch.float64, **settings: object) ->
     if kind == "global":
         interpolation = GlobalInterpolation(BrenierPotential.fit(x, z))
     else:
-        interpolation = NeighborhoodInterpolation(x, z, k=8, **settings)  # type: ignore[arg-type]
+        interpolation = NeighborhoodInterpolation(x, z, **{"k": 8} | settings)  # type: ignore[arg-type]
+        if kind == "network":
+            net = CIPNet(width=16, layers=2, heads=2).to(dtype)
+            interpolation = NetworkInterpolation(interpolation, net, Imitation(0.05, 0.1, 0.98, 0.4, 0.3, 500))
     return OTAD(CenteredFlatten(torch.zeros(5, dtype=dtype)), interpolation, head)
 
 
-KINDS = ["global", "neighborhood"]
+SOLVED = ["global", "neighborhood"]
+KINDS = [*SOLVED, "network"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOLVED)
 def test_fits_the_training_points_exactly(kind: str) -> None:
     x, z = training_points()
     torch.testing.assert_close(module(kind).features(x).value, z, atol=1e-6, rtol=0)
@@ -121,3 +126,39 @@ def test_float64_copy_is_the_same_function(kind: str) -> None:
     x = torch.randn(50, 5)
     torch.testing.assert_close(model.exact()(x.double()).float(), model(x), atol=2e-4, rtol=0)
     assert model(x).dtype == torch.float32
+
+
+def test_a_network_answers_within_the_hull_and_says_how_near_it_is() -> None:
+    """Every feature is the mean of the neighbours' features with the weights named, none of them negative."""
+    model = module("network")
+    torch.manual_seed(8)
+    solution = model.features(3 * torch.randn(30, 5, dtype=torch.float64))
+    weights, (_, z) = solution.stats["weights"], training_points()
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(30, dtype=torch.float64))
+    torch.testing.assert_close((weights[:, :, None] * z[solution.stats["indices"]]).sum(1), solution.value)
+    assert (solution.status == int(Status.GUESSED)).all()
+    assert (solution.stats["expected_error"] == 0.05).all()
+    assert (solution.stats["expected_agreement"] == 0.98).all()
+    assert model.lipschitz is None
+
+
+def test_a_network_over_one_neighbor_is_exact() -> None:
+    model = module("network", k=1)
+    x = torch.randn(20, 5, dtype=torch.float64)
+    torch.testing.assert_close(model(x), model.solved()(x))
+
+
+def test_a_smoothed_network_spreads_its_weights() -> None:
+    model = module("network")
+    x = torch.randn(20, 5, dtype=torch.float64)
+    sharp, wide = (m.features(x).stats["weights"] for m in (model, model.smoothed(0.1)))
+    assert (wide.amax(1) < sharp.amax(1)).all()
+    assert model.solved().smoothed(0.1).interpolation.smoothing == 0.1
+
+
+def test_what_a_network_imitates_is_the_solver_itself() -> None:
+    network, solved = module("network"), module("neighborhood")
+    x = torch.randn(20, 5, dtype=torch.float64)
+    torch.testing.assert_close(network.solved()(x), solved(x))
+    assert solved.solved() is solved

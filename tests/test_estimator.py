@@ -115,6 +115,9 @@ def test_module_is_what_predict_uses(fitted: OTADClassifier, digits: tuple[np.nd
         ({"alpha": -1.0}, "alpha must be"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"smoothness": 1.0, "strong_convexity": 2.0}, "l < L"),
+        ({"interpolation": "network", "branch": "mean"}, "imitates branch 'lower'"),
+        ({"interpolation": "network", "network_heads": 3}, "divisor of width"),
+        ({"network_problems": 0}, "network_problems must be"),
     ],
 )
 def test_bad_parameters(settings: dict, message: str, digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -157,6 +160,43 @@ def test_same_seed_same_model(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
     first, second = (OTADClassifier(**QUICK).fit(X[:200], y[:200]) for _ in range(2))  # type: ignore[arg-type]
     np.testing.assert_array_equal(first.decision_function(X[:50]), second.decision_function(X[:50]))
+
+
+@pytest.fixture(scope="module")
+def network(digits: tuple[np.ndarray, np.ndarray]) -> OTADClassifier:
+    settings = QUICK | {"network_problems": 600, "network_width": 16, "network_layers": 1}
+    return OTADClassifier(interpolation="network", smoothness=2.0, **settings).fit(digits[0][:300], digits[1][:300])  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_network_reports_its_error_and_certifies_nothing(
+    network: OTADClassifier, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    X = digits[0][1000:1100]
+    assert set(network.network_error_) == {"new samples", "perturbed"}
+    for figures in network.network_error_.values():
+        assert 0 < figures["feature_error"] < min(figures["nearest_error"], figures["mean_error"])
+        assert 0.8 < figures["label_agreement"] <= 1
+    certificate = network.certify(X)
+    assert (certificate.radius == 0).all()
+    np.testing.assert_array_equal(certificate.label, network.predict(X))
+    solved = network.module_.solved()(torch.tensor(X, dtype=torch.float32)).argmax(1).numpy()
+    agreement = float((network.classes_[solved] == network.predict(X)).mean())
+    assert network.measure_network(X)["label_agreement"] == pytest.approx(agreement)
+    np.testing.assert_allclose(network.explain(X).weights.sum(1), 1.0, atol=1e-9)
+    np.testing.assert_array_equal(network.predict(X), [network.predict(row[None])[0] for row in X])
+
+
+@pytest.mark.slow
+def test_a_saved_network_is_the_same_network(
+    network: OTADClassifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X = digits[0][1000:1100]
+    network.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.decision_function(X), network.decision_function(X))
+    assert loaded.network_error_ == network.network_error_
+    assert loaded.get_params() == network.get_params()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from otad.cip import Solution
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 
 __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 
@@ -31,7 +31,8 @@ class Certificate:
             the radius has only features of the class), "nearest" (the 1-NN baseline's planes between samples),
             "1-lipschitz" (the baseline network of orthogonal layers). "conditional" assumes the neighbours fixed: never
             count it as certified. "randomised" (smoothing) holds for each sample with a probability only, and for a
-            majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown.
+            majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown. "none": a
+            network in place of the solver proves nothing, the radius is 0.
     """
 
     label: np.ndarray
@@ -69,7 +70,7 @@ def certify(
     allowance for evaluating the shipped model in float32, before it is divided by the Lipschitz constant.
 
     Args:
-        model: global or neighbourhood interpolation.
+        model: global or neighbourhood interpolation; a network's certificate is of the kind "none".
         inputs: in the model's input units.
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
         rounding: allowance for float32 in stem and feature, relative to 1 + |z|, at least 0.
@@ -90,9 +91,12 @@ def certify(
     with torch.no_grad():
         for part in inputs.double().split(batch_size):
             points = exact.stem(part)
-            retrieval = exact.interpolation.retrieval
-            coordinates = None if retrieval is None else retrieval(part)  # type: ignore[operator]
+            coordinates = exact.coordinates(part)
             solution = exact.interpolation(points, coordinates)
+            if isinstance(exact.interpolation, NetworkInterpolation):
+                label = exact.head(solution.value).argmax(1)
+                rows.append((label, torch.zeros_like(points[:, 0]), np.full(len(part), "none", object)))
+                continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             boundary = boundary / float(exact.stem.lipschitz)  # type: ignore[arg-type]
             if isinstance(exact.interpolation, GlobalInterpolation):

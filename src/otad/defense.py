@@ -7,15 +7,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from otad.cip import BrenierPotential, Regularity, Solution
+from otad.cip import BrenierPotential, Regularity, Solution, Status
 from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
 from otad.cip.mean_potential import MeanPotential
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
-from otad.retrieval import Retrieval, neighborhood
+from otad.nn.cip_net import CIPNet, Imitation
+from otad.retrieval import Neighbors, Retrieval, neighborhood
 
-__all__ = ["OTAD", "GlobalInterpolation", "Interpolation", "NeighborhoodInterpolation"]
+__all__ = [
+    "OTAD",
+    "GlobalInterpolation",
+    "Interpolation",
+    "NeighborhoodInterpolation",
+    "NetworkInterpolation",
+    "guessed_weights",
+    "known_smoothness",
+]
 
 
 class Interpolation(Protocol):
@@ -39,7 +48,7 @@ class OTAD(nn.Module):
 
     Args:
         stem: inputs to points, with its exact Lipschitz constant `stem.lipschitz`.
-        interpolation: points to features, `GlobalInterpolation` or `NeighborhoodInterpolation`.
+        interpolation: points to features: `GlobalInterpolation`, `NeighborhoodInterpolation`, `NetworkInterpolation`.
         head: features to logits.
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329.
@@ -57,10 +66,13 @@ class OTAD(nn.Module):
 
     def features(self, x: Float[Tensor, "batch ..."]) -> Solution:
         """Interpolated features and, in `stats`, how they came about; see the interpolation's docstring."""
+        return self.interpolation(self.stem(x), self.coordinates(x))
+
+    def coordinates(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch e"] | None:
+        """Of inputs, by the interpolation's retrieval; None where it has none. No gradient: neighbours are held."""
         retrieval = self.interpolation.retrieval
-        with torch.no_grad():  # the neighbours are held
-            coordinates = None if retrieval is None else retrieval(x)  # type: ignore[operator]
-        return self.interpolation(self.stem(x), coordinates)
+        with torch.no_grad():
+            return None if retrieval is None else retrieval(x)  # type: ignore[operator]
 
     @property
     def retrieval_space(self) -> nn.Module | None:
@@ -83,6 +95,11 @@ class OTAD(nn.Module):
     def smoothed(self, factor: float) -> "OTAD":
         """The same classifier with wider smoothing (M times factor < 1): an attacker's surrogate, not a defence."""
         return OTAD(self.stem, self.interpolation.smoothed(factor), self.head)  # type: ignore[operator]
+
+    def solved(self) -> "OTAD":
+        """The same classifier with the exact solver where a network stands in for it."""
+        inner = self.interpolation
+        return OTAD(self.stem, inner.solver, self.head) if isinstance(inner, NetworkInterpolation) else self
 
     def exact(self) -> "OTAD":
         """A float64 copy: the same function, evaluated with more digits."""
@@ -191,21 +208,40 @@ class NeighborhoodInterpolation(nn.Module):
             InfeasibleError: `infeasible="raise"` and a neighbourhood admits no potential.
             ValueError: coordinates are missing, or given to Euclidean neighbours.
         """
+        x_i, z_i, found = self.neighbors(x, coordinates)
+        solution = self.solve(x, x_i, z_i)
+        return Solution(solution.value, solution.status, solution.stats | found)
+
+    def neighbors(
+        self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None
+    ) -> tuple[Float[Tensor, "batch k d"], Float[Tensor, "batch k d"], dict[str, Tensor]]:
+        """Neighbours of queries, their features, and "indices", "distances", "next_distance" as in `forward`."""
+        found = self.nearest(x, coordinates, self.k)
+        return self.x[found.indices], self.z[found.indices], found._asdict()
+
+    def nearest(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None, k: int) -> Neighbors:
+        """The k nearest training points of queries, in the metric of the retrieval.
+
+        Raises:
+            ValueError: as `forward`.
+        """
         if (coordinates is None) != (self.retrieval is None):
             raise ValueError("coordinates go with a retrieval: give both or neither")
         if self.retrieval is None or coordinates is None:
-            distances, indices, beyond = neighborhood(x, self.x, self.k)
-        else:
-            distances, indices, beyond = self.retrieval.nearest(coordinates, self.k)
-        x_i, z_i = self.x[indices], self.z[indices]
+            return neighborhood(x, self.x, k)
+        return self.retrieval.nearest(coordinates, k)
+
+    def solve(
+        self, x: Float[Tensor, "batch d"], x_i: Float[Tensor, "batch k d"], z_i: Float[Tensor, "batch k d"]
+    ) -> Solution:
+        """`forward` for neighbours at hand."""
         query = x.double()
         products = inner_products(query, x_i, z_i)
         with torch.no_grad():
             regularity, u_i, relaxed = self._potentials(products)
         solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
-        ones = torch.ones_like(beyond)
-        stats = {"indices": indices, "distances": distances, "next_distance": beyond, "relaxed": relaxed}
-        stats |= {"l": ones * regularity.l, "L": ones * regularity.L}
+        ones = torch.ones_like(query[:, 0])
+        stats = {"relaxed": relaxed, "l": ones * regularity.l, "L": ones * regularity.L}
         return Solution(solution.value.to(x.dtype), solution.status, solution.stats | stats)
 
     def _potentials(self, products: InnerProducts) -> tuple[Regularity, Tensor, Tensor]:
@@ -224,12 +260,12 @@ class NeighborhoodInterpolation(nn.Module):
         if relaxed.any():
             if self.infeasible == "raise":
                 found.checked()
-            if widest is None:
-                widest = _positive(smoothness_of(products, -1.0, torch.float64))
-            if not widest[relaxed].isfinite().all():
+            some = products.rows(relaxed)
+            wider = _positive(smoothness_of(some, -1.0, torch.float64)) if widest is None else widest[relaxed]
+            if not wider.isfinite().all():
                 raise InfeasibleError("equal training points carry different features; merge duplicates first")
-            wide = potentials(products, -widest * (1 + 1e-6), 2 * widest * (1 + 1e-6), torch.float64)
-            return regularity, torch.where(relaxed[:, None], wide.value, found.value), relaxed
+            wide = potentials(some, -wider * (1 + 1e-6), 2 * wider * (1 + 1e-6), torch.float64)
+            return regularity, found.value.index_put((relaxed,), wide.value), relaxed
         return regularity, found.value, relaxed
 
     def smoothed(self, factor: float) -> "NeighborhoodInterpolation":
@@ -245,6 +281,93 @@ class NeighborhoodInterpolation(nn.Module):
             infeasible=self.infeasible,
             smoothing=self.smoothing * factor,
         )
+
+
+class NetworkInterpolation(nn.Module):
+    """The published OTAD-NN: the neighbours of each query, and a network that guesses their weights.
+
+    The feature is sum_i w_i z_i as for l = 0, in the convex hull of the neighbours' features. No proof comes with it:
+    it neither fits the training points exactly nor has a known Lipschitz constant.
+
+    Args:
+        solver: the exact interpolation that the network imitates: l = 0, lower branch.
+        net: the network.
+        imitation: how near it comes to the solver; in the statistics of every answer.
+        sharpness: factor of the network's logits; below 1 for an attacker's surrogate.
+
+    Raises:
+        ValueError: a solver of another branch, or with l other than 0.
+
+    Source: Gai, Wang, Zhang, arXiv 2408.00329 (OTAD-NN, OTAD-T-NN).
+    """
+
+    def __init__(
+        self, solver: NeighborhoodInterpolation, net: CIPNet, imitation: Imitation, sharpness: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.smoothness = known_smoothness(solver)
+        self.solver, self.net, self.imitation, self.sharpness = solver, net, imitation, sharpness
+        self.branch: Branch = "lower"
+        self.eval().requires_grad_(False)
+
+    @property
+    def retrieval(self) -> Retrieval | None:
+        """The solver's."""
+        return self.solver.retrieval
+
+    def forward(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None) -> Solution:
+        """Features; differentiable in x with the neighbours held.
+
+        Args:
+            x: in stem units.
+            coordinates: of the same inputs, by `retrieval`; none for Euclidean neighbours.
+
+        Returns:
+            value: shape (batch, d).
+            status: GUESSED.
+            stats: "indices", "weights" (batch, k), the network's; "distances" (batch, k); "next_distance" (batch,);
+                "expected_error" and "expected_agreement" (batch,): the mean relative feature error and the share of
+                equal labels measured on held-out problems, the same in every row.
+
+        Raises:
+            ValueError: coordinates are missing, or given to Euclidean neighbours.
+        """
+        x_i, z_i, found = self.solver.neighbors(x, coordinates)
+        weights = guessed_weights(self.net, inner_products(x.double(), x_i, z_i), self.smoothness, self.sharpness)
+        ones = torch.ones_like(found["next_distance"])
+        expected = {
+            "expected_error": ones * self.imitation.feature_error,
+            "expected_agreement": ones * self.imitation.label_agreement,
+        }
+        status = torch.full_like(found["indices"][:, 0], int(Status.GUESSED))
+        z = (weights[:, None] @ z_i).squeeze(1)
+        return Solution(z.to(x.dtype), status, {"weights": weights} | found | expected)
+
+    def smoothed(self, factor: float) -> "NetworkInterpolation":
+        return NetworkInterpolation(self.solver, self.net, self.imitation, self.sharpness * factor)
+
+
+def guessed_weights(
+    net: CIPNet, products: InnerProducts, smoothness: float | None, sharpness: float = 1.0
+) -> Float[Tensor, "batch k"]:
+    """The network's weights, float64, on the simplex."""
+    assert products.dd is not None  # made with distances
+    logits = net(products.zz, products.zd, products.dd, products.tilt, smoothness)
+    return (sharpness * logits.double()).softmax(1)
+
+
+def known_smoothness(solver: NeighborhoodInterpolation) -> float | None:
+    """L of a solver that a network can imitate; None where it is searched for each neighbourhood.
+
+    Raises:
+        ValueError: another branch than the lower one, or l other than 0.
+    """
+    bounds = solver.regularity
+    if solver.branch != "lower":
+        raise ValueError(f"a network imitates the branch 'lower' alone; got {solver.branch!r}")
+    if (solver.ratio if bounds is None else bounds.l) != 0:
+        raise ValueError("a network imitates l = 0 alone: leave strong_convexity and ratio out, or set them to 0")
+    return None if bounds is None else float(bounds.L)
 
 
 def _positive(smoothness: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

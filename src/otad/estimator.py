@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
 from otad.errors import DataError, OTADError
 from otad.nn import BACKBONES, Backbone, EncodedStem, MaxMinEncoder, build_backbone
+from otad.nn.cip_net import CIPNet, Imitation
 from otad.nn.embedding import build_embedding
 from otad.retrieval import Retrieval
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.train import Deformations, anchored_potential, fit_backbone, fit_embedding, refine
+from otad.train.cip_net import compare, imitate
 from otad.transport import health, read_transport_map
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
@@ -34,7 +37,7 @@ ENCODED = 256  # units of the encoder under it, at most
 ANCHORS = 3.0  # length of the features that its pieces start with, in target radii
 
 ALLOWED = {
-    "interpolation": ("global", "neighborhood"),
+    "interpolation": ("global", "neighborhood", "network"),
     "backbone": tuple(BACKBONES),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
@@ -62,7 +65,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     interpolated by convex integration, so that its Lipschitz constant is known.
 
     Args:
-        interpolation: "global" (one potential for all training points) or "neighborhood" (the published OTAD).
+        interpolation: "global" (one potential for all training points), "neighborhood" (the published OTAD) or
+            "network" (the published OTAD-NN: a network guesses what "neighborhood" solves; no certificate).
         backbone: "mlp", "resnet" (images only) or "transformer".
         n_blocks, width: residual blocks (layers of a Transformer) and their hidden units (channels of a ResNet's first
             stage, coordinates of a token); None: chosen for the network and the data.
@@ -79,11 +83,13 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         target_radius: train another global potential for certificates of this L2 radius ("refinement"): pieces that
             start at training samples, on an orthogonal encoder, all of it 1-Lipschitz. Gives up the exact fit of the
             training set and evaluates the "lower" branch. None interpolates the transport map.
-        n_neighbors: K of "neighborhood".
+        n_neighbors: K of "neighborhood" and "network".
+        network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
+        network_problems: solved problems that it learns from (published: 50,000).
         infeasible: "relax" or "raise", see `NeighborhoodInterpolation`.
-        retrieval: the metric that chooses the neighbours of "neighborhood": "euclidean" (in stem units), "learned"
-            (published: an embedding trained by triplets; no certificate but the trivial one), "robust" (the same with a
-            known Lipschitz constant, hence certificates).
+        retrieval: the metric that chooses the neighbours of "neighborhood" and "network": "euclidean" (in stem units),
+            "learned" (published: an embedding trained by triplets; no certificate but the trivial one), "robust" (the
+            same with a known Lipschitz constant, hence certificates of "neighborhood").
         embedding_epochs, embedding_width: of that embedding; None for the defaults of `fit_embedding` and
             `build_embedding`.
         checkpoint: folder for the state of training after each epoch.
@@ -101,9 +107,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         embedding_history_: one dict per epoch of the embedding, where `retrieval` has one.
         stem_, head_: of `module_`; the backbone's, unless refined.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
-        regularity_, lipschitz_: of the global potential (fixed bounds or None for "neighborhood").
+        regularity_, lipschitz_: of the global potential (fixed bounds or None for the others).
         refinement_: with `target_radius`, accuracy, certified accuracy and feature error on the training set "before"
             and "after", and one dict per epoch in "history"; else None.
+        network_error_: how near "network" comes to the exact solutions of held-out problems, {kind of query: {figure:
+            value}} (see `otad.nn.cip_net.Imitation`); empty for the others. network_history_: one dict per epoch.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -142,6 +150,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         retrieval: str = "euclidean",
         embedding_epochs: int | None = None,
         embedding_width: int | None = None,
+        network_width: int = 32,
+        network_layers: int = 2,
+        network_heads: int = 4,
+        network_problems: int = 50_000,
         checkpoint: str | Path | None = None,
         resume: bool = False,
         device: str | None = None,
@@ -167,6 +179,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.target_radius = target_radius
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
+        self.network_width = network_width
+        self.network_layers = network_layers
+        self.network_heads = network_heads
+        self.network_problems = network_problems
         self.retrieval = retrieval
         self.embedding_epochs = embedding_epochs
         self.embedding_width = embedding_width
@@ -215,7 +231,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.stem_, self.head_, self.pieces_, self.refinement_ = self.backbone_.stem, self.backbone_.head, None, None
         potential = None if self.target_radius is None else self._refined(inputs, labels, seed)
         self.module_ = self._defended(potential, retrieval)
-        self._lap("potential", started)
+        started = self._lap("potential", started)
+        self.network_error_, self.network_history_ = {}, []
+        if self.interpolation == "network":
+            self._imitate(seed)
+            self._lap("network", started)
         return self
 
     def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
@@ -234,6 +254,38 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             **self._run_options(seed),
         )
         self.history_ = [vars(epoch).copy() for epoch in history]
+
+    def _imitate(self, seed: int) -> None:
+        """Put a network in place of the solver that the module holds.
+
+        What it learns from is drawn in stem space; a learned or robust retrieval embeds the inputs of these points, by
+        `stem.inverse`, so that their neighbours are chosen as those of any input are.
+        """
+        solver, head = self.module_.interpolation, self.backbone_.head
+        assert isinstance(solver, NeighborhoodInterpolation)
+        inverse: Callable[[Tensor], Tensor] = self.backbone_.stem.inverse  # type: ignore[assignment]
+        interpolation, found, history = imitate(
+            solver,
+            head,
+            coordinates=lambda points: self.module_.coordinates(inverse(points)),
+            width=self.network_width,
+            layers=self.network_layers,
+            heads=self.network_heads,
+            n_problems=self.network_problems,
+            seed=seed,
+            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
+            resume=self.resume,
+            device=self.device,
+            progress=self.verbose,
+        )
+        self.network_error_ = {queries: imitation.to_dict() for queries, imitation in found.items()}
+        self.network_history_ = [vars(epoch).copy() for epoch in history]
+        for queries, imitation in found.items():
+            if imitation.near:
+                logger.info("CIP-net on %s: %s", queries, imitation)
+            else:
+                logger.warning("the network is far from the exact solution on %s: %s", queries, imitation)
+        self.module_ = OTAD(self.backbone_.stem, interpolation, head)
 
     def _untrained(self, mean: Tensor) -> Backbone:
         sizes = {"n_blocks": self.n_blocks, "width": self.width, "options": self.backbone_options}
@@ -382,6 +434,27 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         best = dense.topk(min(k, dense.shape[1]), dim=1)
         return samples[best.indices].numpy(), best.values.numpy()
 
+    def measure_network(self, X: Any) -> dict[str, float]:
+        """How near the network comes to the exact solution at these samples; see `network_error_`.
+
+        Args:
+            X: as in `predict`.
+
+        Raises:
+            ValueError: the interpolation is no network.
+        """
+        inputs, module = self._inputs(X), self.module_
+        interpolation = module.interpolation
+        if not isinstance(interpolation, NetworkInterpolation):
+            raise ValueError(f"interpolation={self.interpolation!r} has no network to measure")
+        solver = interpolation.solver
+
+        def query(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x = module.stem(part).double()
+            return x, *solver.neighbors(x, module.coordinates(part))[:2]
+
+        return compare(solver, interpolation.net, module.head, map(query, inputs.split(256))).to_dict()
+
     def training_fit(self) -> dict[str, float]:
         """How exactly the interpolant reproduces the training set.
 
@@ -413,13 +486,16 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def save(self, folder: str | Path) -> None:
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
-        potential = getattr(self.module_.interpolation, "potential", None)
-        retrieval = self.module_.interpolation.retrieval
+        interpolation = self.module_.interpolation
+        potential, retrieval = getattr(interpolation, "potential", None), interpolation.retrieval
         modules = {"backbone": self.backbone_.state_dict()}
         learned = {name: getattr(self, f"{name}_") for name in LEARNED}
+        learned |= {"network_error": self.network_error_, "network_history": self.network_history_}
         if isinstance(retrieval, Retrieval):
             modules["retrieval"] = retrieval.state_dict()
             learned["embedding_history"] = self.embedding_history_
+        if isinstance(interpolation, NetworkInterpolation):
+            modules["network"] = interpolation.net.state_dict()
         if hasattr(self, "feature_names_in_"):
             learned["feature_names_in"] = self.feature_names_in_
         if isinstance(self.stem_, EncodedStem):
@@ -445,6 +521,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         with describing_damage(Path(folder)):
             self = cls(**saved.parameters)
             self._check_parameters()
+            self.network_error_, self.network_history_ = {}, []  # in models saved before there was a network
             for name in {*LEARNED, *saved.learned}:
                 setattr(self, f"{name}_", saved.learned[name])
             self.transport_ = saved.transport
@@ -457,7 +534,17 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
                 self.stem_.encoders.load_state_dict(saved.modules["encoders"])
                 self.head_.load_state_dict(saved.modules["head"])
             self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
+            if self.interpolation == "network":
+                self._restore_network(saved.modules["network"])
         return self
+
+    def _restore_network(self, weights: dict[str, Tensor]) -> None:
+        """Put a saved network in place of the solver that the module holds."""
+        net = CIPNet(self.network_width, self.network_layers, self.network_heads)
+        net.load_state_dict(weights)
+        imitation = Imitation(**self.network_error_["new samples"])  # type: ignore[arg-type]
+        interpolation = NetworkInterpolation(self.module_.interpolation, net, imitation)  # type: ignore[arg-type]
+        self.module_ = OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
 
     def _restored_retrieval(self, modules: dict[str, dict[str, Tensor]]) -> Retrieval | None:
         if self.retrieval == "euclidean":
@@ -488,9 +575,11 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             if getattr(self, name) not in allowed:
                 options = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "n_blocks", "n_neighbors", "embedding_epochs", "embedding_width"):
+        optional = ("epochs", "n_blocks", "embedding_epochs", "embedding_width")
+        sizes = ("network_width", "network_layers", "network_heads", "network_problems")
+        for name in ("batch_size", "n_neighbors", *optional, *sizes):
             value = getattr(self, name)
-            if name in ("epochs", "n_blocks", "embedding_epochs", "embedding_width") and value is None:
+            if name in optional and value is None:
                 continue
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
@@ -505,10 +594,18 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.interpolation == "global" and self.smoothness_factor != 1:
             raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
-        if self.interpolation != "neighborhood" and self.retrieval != "euclidean":
+        if self.interpolation == "network":
+            CIPNet(self.network_width, self.network_layers, self.network_heads)
+            if (
+                self.branch not in (None, "lower")
+                or self.ratio not in (None, 0)
+                or self.strong_convexity not in (None, 0)
+            ):
+                raise ValueError("interpolation='network' imitates branch 'lower' with l = 0: leave branch, ratio out")
+        if self.interpolation == "global" and self.retrieval != "euclidean":
             raise ValueError(
-                f"retrieval={self.retrieval!r} chooses neighbours, and interpolation={self.interpolation!r} has none; "
-                "give interpolation='neighborhood'"
+                f"retrieval={self.retrieval!r} chooses neighbours, and interpolation='global' has none; "
+                "give interpolation='neighborhood' or 'network'"
             )
         if self.retrieval == "euclidean" and (self.embedding_epochs, self.embedding_width) != (None, None):
             raise ValueError("embedding_epochs and embedding_width belong to retrieval='learned' or 'robust'")

@@ -40,6 +40,15 @@ def test_transfer_is_tight_from_the_model_itself(norm) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_transfer_goes_on_to_the_relatives(norm) -> None:
+    """What the source cannot find, a relative that is the model itself does, without refinement."""
+    model, x, y = two_prototypes()
+    blind = linear(classes=2, d=10)[0]
+    attack = partial(transfer, source=blind, relatives=(model,), steps=20, refine_steps=0)
+    assert_tight(attack, model, x, y, norm)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_batches_with_a_box_stay_inside(norm) -> None:
     model, _, _ = linear(classes=4, d=16)
     x = torch.rand(30, 1, 4, 4)

@@ -60,7 +60,7 @@ class KeptResults:
         base = hashlib.sha256()
         versions = {name: importlib.metadata.version(name) for name in ("otad", "torch")}
         _add(base, {"versions": versions, "seed": seed, "batch_size": batch_size, "model": type(model).__qualname__})
-        for module in (model, knowledge.backbone):
+        for module in (model, knowledge.backbone, *knowledge.relatives):
             for name, tensor in _tensors(module):
                 _add(base, name, tensor)
         with torch.no_grad():

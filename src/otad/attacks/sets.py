@@ -115,6 +115,7 @@ def _about_autoattack(n_classes: int, settings: Mapping[str, Any]) -> str:
 POINTS = {"x_train": "x_train", "y_train": "y_train"}
 RETRIEVAL = POINTS | {"embedding": "embedding"}
 SMOOTHED = {"smoothed": "smoothed"}
+SOURCES = {"source": "backbone", "relatives": "relatives"}
 
 ATTACKS: dict[str, Attack] = {
     "lines": Attack(lines, takes=POINTS, needs=frozenset({"x_train"})),
@@ -123,7 +124,7 @@ ATTACKS: dict[str, Attack] = {
     "targeted": Attack(exact_gradient, takes=SMOOTHED),
     "retrieval": Attack(retrieval, takes=RETRIEVAL | SMOOTHED, needs=frozenset({"x_train", "embedding"})),
     "joint": Attack(joint, takes=RETRIEVAL, needs=frozenset({"x_train", "embedding"})),
-    "transfer": Attack(transfer, "transfer", takes={"source": "backbone"} | SMOOTHED, needs=frozenset({"backbone"})),
+    "transfer": Attack(transfer, "transfer", takes=SOURCES | SMOOTHED, needs=frozenset({"backbone"})),
     "bpda": Attack(
         bpda,
         "published",

@@ -73,7 +73,7 @@ def run_attacks(
     knowledge = (knowledge or AttackerKnowledge()).about(model)
     chosen, _ = choose(attacks, knowledge)
     outcomes: dict[str, Outcome] = {}
-    with frozen(model, knowledge.backbone):
+    with frozen(model, knowledge.backbone, *knowledge.relatives):
         clean_margin, correct = _judge(model, x, y, batch_size)
         n_classes = _n_classes(model, x)
         untouched = Outcome(x, correct, clean_margin, 0.0, 0.0)

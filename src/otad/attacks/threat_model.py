@@ -94,6 +94,7 @@ class AttackerKnowledge:
         embedding: inputs -> coordinates (batch, ...) in which the model looks up its nearest training points; None
             for a model that retrieves nothing. `evaluate` and `run_attacks` take an `OTAD` model's own, whatever is
             given here.
+        relatives: further sources of transfer attacks, such as the exact model that a network imitates.
     """
 
     x_train: Float[Tensor, "n ..."] | None = None
@@ -101,6 +102,7 @@ class AttackerKnowledge:
     backbone: nn.Module | None = None
     smoothed: Callable[[float], nn.Module] | None = None
     embedding: Callable[[Tensor], Tensor] | None = None
+    relatives: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.x_train is None) != (self.y_train is None):

@@ -1,6 +1,7 @@
 """Attacks that come from elsewhere: an undefended network's adversarial examples, and plain noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ def transfer(
     threat: ThreatModel,
     *,
     source: nn.Module,
+    relatives: Sequence[nn.Module] = (),
     losses: tuple[Loss, ...] = ("margin", "ce"),
     steps: int = 100,
     refine_steps: int = 50,
@@ -37,8 +39,9 @@ def transfer(
         y: their true classes.
         threat: norm, budget, box.
         source: the network to attack, usually the undefended backbone.
-        losses: one transfer for each.
-        steps: gradient steps on the source, which go on to its highest margin.
+        relatives: further networks, attacked after it.
+        losses: one transfer for each, from each network.
+        steps: gradient steps on the network, which go on to its highest margin.
         refine_steps: steps with `exact_gradient` on the model from the transferred points; 0 for transfer
             alone.
         smoothed: as in `exact_gradient`, for the refinement.
@@ -49,12 +52,12 @@ def transfer(
             highest margin.
     """
     best = Best(x, y)
-    for number, loss in enumerate(losses):
+    for number, (network, loss) in enumerate(product((source, *relatives), losses)):
         rows = best.rows_left()
         if len(rows) == 0:
             break
         transferred = apgd(
-            source,
+            network,
             x[rows],
             y[rows],
             threat,

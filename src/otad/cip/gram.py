@@ -69,6 +69,11 @@ class InnerProducts:
         bounds = u_i + rise
         return bounds if self.dd is None else bounds + l / 2 * self.dd.diagonal(dim1=1, dim2=2)
 
+    def rows(self, chosen: Bool[Tensor, " batch"]) -> "InnerProducts":
+        """The products of some problems of the batch."""
+        dd = None if self.dd is None else self.dd[chosen]
+        return InnerProducts(self.zz[chosen], self.zd[chosen], dd, self.tilt[chosen])
+
 
 def inner_products(
     x: Float[Tensor, "batch d"] | None,

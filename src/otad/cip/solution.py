@@ -17,6 +17,7 @@ class Status(IntEnum):
     CONVERGED = 0
     MAX_STEPS = 1
     INFEASIBLE = 2
+    GUESSED = 3
 
     @property
     def advice(self) -> str:
@@ -24,6 +25,7 @@ class Status(IntEnum):
             Status.CONVERGED: "solved to tolerance",
             Status.MAX_STEPS: "stopped at the largest number of steps; rescale the inputs or use float64",
             Status.INFEASIBLE: "no potential with these bounds fits; lower l, raise L, or use fewer neighbours",
+            Status.GUESSED: "answered by a network, which proves nothing; solve the problem where it matters",
         }[self]
 
 

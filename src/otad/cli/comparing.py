@@ -22,8 +22,8 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="Methods separated by commas, or all. Known: otad-global, otad-neighborhood, 1-nn, undefended, pgd, "
-            "trades, lipschitz, smoothing.",
+            help="Methods separated by commas, or all. Known: otad-global, otad-neighborhood, otad-network, 1-nn, "
+            "undefended, pgd, trades, lipschitz, smoothing.",
             metavar="METHOD,METHOD,...",
         ),
     ] = "all",

@@ -42,6 +42,7 @@ class Interpolation(StrEnum):
 
     GLOBAL = "global"
     NEIGHBORHOOD = "neighborhood"
+    NETWORK = "network"
 
 
 class Backbone(StrEnum):

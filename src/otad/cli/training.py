@@ -99,6 +99,15 @@ def train(
     retrieval: Annotated[
         Retrieval, typer.Option("--retrieval", help="Metric that chooses the neighbours of a neighbourhood.")
     ] = Retrieval.EUCLIDEAN,
+    network_problems: Annotated[
+        int | None,
+        typer.Option(
+            "--network-problems",
+            min=1,
+            help="Solved problems that the network of --interpolation network learns from.",
+            show_default="the estimator's",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -130,13 +139,13 @@ def train(
         "backbone": str(backbone),
         "retrieval": str(retrieval),
     }
-    if alpha is not None:
-        settings["alpha"] = alpha
+    settings |= {k: v for k, v in {"alpha": alpha, "network_problems": network_problems}.items() if v is not None}
     options = {
         "--out": out,
         "--interpolation": interpolation,
         "--backbone": backbone,
         "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
+        "--network-problems": network_problems,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

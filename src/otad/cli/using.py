@@ -57,7 +57,7 @@ def predict(
     columns = {"predicted": predicted, "probability": probability.max(axis=1).round(6)}
     _write_csv(found, columns, out)
     if not quiet:
-        say(_counted(len(found.x), found, predicted))
+        say(_counted(len(found.x), found, predicted) + _about_network(clf))
 
 
 @job
@@ -86,7 +86,10 @@ def certify(
     right = counts if found.y is None else counts & _equal(certificate.label, found.y)
     what = "certified" if found.y is None else "correct and certified"
     shares = ", ".join(f"{100 * (right & (certificate.radius >= r)).mean():.1f} % at L2 {r:g}" for r in budgets)
-    say(f"{_counted(len(found.x), found, certificate.label)}; {what}: {shares} (radii in {card.units})")
+    say(
+        f"{_counted(len(found.x), found, certificate.label)}; {what}: {shares} (radii in {card.units})"
+        + _about_network(clf)
+    )
 
 
 @job
@@ -179,7 +182,7 @@ def explain(
     typer.echo(
         f"{found.name} sample {index}: predicted {card.class_name(certificate.label[0])}{true}; "
         f"certified L2 radius "
-        f"{certificate.radius[0]:.4g} ({certificate.kind[0]}) in {card.units}\n"
+        f"{certificate.radius[0]:.4g} ({certificate.kind[0]}) in {card.units}{_about_network(clf)}\n"
     )
     header = ("weight", "training sample", "class", "distance")
     rows = explanation_rows(clf, card, x, k)
@@ -203,6 +206,19 @@ def _opened(
     else:
         found = card.features(data, data_dir=data_dir, label=label)
     return clf, card, found if found.y is None else found._replace(y=known_labels(clf.classes_, found.y))
+
+
+def _about_network(clf: "OTADClassifier") -> str:
+    """What to know where a network stands in for the exact solution."""
+    found = clf.network_error_.get("new samples")
+    return (
+        ""
+        if found is None
+        else (
+            f"; features guessed by a network, not solved: on {found['problems']:,} held-out problems feature error "
+            f"{found['feature_error']:.1%}, same label as the exact solution {found['label_agreement']:.1%}"
+        )
+    )
 
 
 def _equal(a: Any, b: Any) -> Any:

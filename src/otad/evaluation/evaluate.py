@@ -89,7 +89,7 @@ def evaluate(
     chosen, left_out = choose(attacks, knowledge)
     attacked = len(x) if n_attacked is None else min(n_attacked, len(x))
     knowledge = on_device(knowledge, x)
-    with frozen(model, knowledge.backbone):
+    with frozen(model, knowledge.backbone, *knowledge.relatives):
         began = time.perf_counter()
         predicted = _predict(model, x, y, batch_size)
         seconds = {"predict": time.perf_counter() - began}

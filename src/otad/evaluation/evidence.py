@@ -19,7 +19,7 @@ from otad.attacks.suite import Outcome, worst_case
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.attacks.transfer import noise, transfer
 from otad.certificate import Certificate
-from otad.defense import OTAD, NeighborhoodInterpolation
+from otad.defense import OTAD
 from otad.results import AuditCheck
 
 __all__ = ["gather"]
@@ -270,7 +270,7 @@ def _inside(model: nn.Module, x: Tensor, adversarial: Sequence[Tensor]) -> dict[
             _active(clean["weights"]), torch.cat([_active(stats["weights"]) for stats in attacked])
         )
     }
-    if isinstance(model.interpolation, NeighborhoodInterpolation):
+    if model.retrieval_space is not None:
         before = clean["indices"].sort(dim=1).values
         changed = [(stats["indices"].sort(dim=1).values != before).any(dim=1) for stats in attacked]
         checks["neighbor_changes"] = audit.neighbor_changes(torch.cat(changed))

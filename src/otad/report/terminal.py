@@ -66,6 +66,12 @@ def _map_notes(report: Report) -> list[str]:
             f"training set: features reproduced to {number(fit.get('feature_error'), 2)}, "
             f"{percent(fit.get('agreement'))} classified as the backbone does"
         )
+    notes.extend(
+        f"CIP-net beside the exact solution, {queries}: feature error {percent(figures.get('feature_error'))} "
+        f"(95th percentile {percent(figures.get('feature_error_95'))}), same label "
+        f"{percent(figures.get('label_agreement'))}"
+        for queries, figures in report.extra.get("network", {}).items()
+    )
     return notes
 
 

@@ -17,7 +17,16 @@ from otad.estimator import OTADClassifier
 from otad.files import refuse_file
 from otad.report import Report, TransportPicture
 from otad.runs.model_folder import DataCard, check_free, write_model
-from otad.runs.opponents import Opponent, assess, backbone_opponent, model_opponent, nearest_opponent, retrieval_space
+from otad.runs.opponents import (
+    Opponent,
+    assess,
+    backbone_opponent,
+    model_opponent,
+    nearest_opponent,
+    relatives,
+    retrieval_space,
+    solved_opponent,
+)
 from otad.runs.outputs import OUTPUTS, write_outputs
 from otad.runs.samples import NOTE, gallery
 from otad.runs.selection import attacked_rows, check_attacks, class_indices
@@ -82,8 +91,9 @@ def run(
     threats = [ThreatModel(norm, float(r), data.box) for r in sorted(radii)]  # pyright: ignore[reportArgumentType]
     rows = attacked_rows(len(data.x_test), n_attack, seed)
     attacking = bool(attacks)
-    stages = Stages(count=4 + (2 if rivals and attacking else 0) + bool(compare_health))
     settings = dict(classifier or {})
+    network = settings.get("interpolation") == "network"
+    stages = Stages(count=4 + (2 + network if rivals and attacking else 0) + bool(compare_health))
 
     finished = folder / "checkpoint" / "finished_attacks"
     if not resume:
@@ -114,6 +124,10 @@ def run(
         own = model_opponent(clf, data.x_test)
     report = _attack(stages, "attack", own, data.x_test, y, knowledge, common)
     others: dict[str, Report] = {}
+    if rivals and attacking and network:
+        solved = solved_opponent(clf, data.x_test)
+        mutual = replace(knowledge, smoothed=clf.module_.solved().smoothed, relatives=(clf.module_,))
+        others[solved.name] = _attack(stages, "attack_solved", solved, data.x_test, y, mutual, common)
     if rivals and attacking:
         backbone = backbone_opponent(clf)
         others[backbone.name] = _attack(stages, "attack_backbone", backbone, data.x_test, y, knowledge, common)
@@ -172,6 +186,7 @@ def _knowledge(clf: OTADClassifier, data: Dataset) -> AttackerKnowledge:
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
         embedding=retrieval_space(clf),
+        relatives=relatives(clf),
     )
 
 
@@ -214,6 +229,8 @@ def _complete(
         "history": [dict(epoch) for epoch in clf.history_],
         **extra,
     }
+    if clf.interpolation == "network":
+        facts["network"] = clf.network_error_ | {"test samples": clf.measure_network(data.x_test)}
     seconds = stages.seconds | {f"train, {k}": v for k, v in clf.seconds_.items()}
     return replace(
         report,

@@ -15,8 +15,10 @@ from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.baselines import BASELINES
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
+from otad.defense import NeighborhoodInterpolation
 from otad.estimator import OTADClassifier
-from otad.runs.opponents import retrieval_space
+from otad.runs.opponents import relatives, retrieval_space
+from otad.train import imitate
 
 __all__ = ["METHODS", "Fit", "Fitted", "fit_otad"]
 
@@ -43,6 +45,7 @@ VALIDATION_SHARE = 0.2
 TIMED = 32  # samples certified to learn the time of it
 LEAST_STEPS = 500  # as the estimator: a small data set gets more epochs than a large one
 LEAST_EPOCHS = 12
+TRIAL_PROBLEMS, MOST_PROBLEMS = 512, 50_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def fit_otad(
     A trial of two epochs tells the seconds of an epoch, and of certifying. Then each of `CANDIDATES` is trained on four
     fifths of the training samples and measured on the rest, as long as the budget holds that and the final training;
     the one of the largest certified accuracy at the threat's radius is taken (ties: clean accuracy). Where it holds not
-    even the first, that one is taken with as many epochs as fit. All of this counts as training time.
+    even the first, that one is taken with as many epochs as fit. All of this counts as training time. A network
+    imitates the settings that "neighborhood" would choose, from as many solved problems as a third of the budget holds.
 
     Args:
         x: training samples, (n, ...).
@@ -91,15 +95,23 @@ def fit_otad(
         minutes: the budget.
         seed: of the held-out samples, the weights and the order of the batches.
         progress: show progress bars.
-        interpolation: "global" or "neighborhood".
+        interpolation: "global", "neighborhood" or "network".
     """
     deadline = time.perf_counter() + 60 * minutes
     inputs, labels = x.numpy(), y.numpy()
-    common = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
+    network = interpolation == "network"
+    common: dict[str, Any] = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
+    final = dict(common)
+    if network:
+        common["interpolation"] = "neighborhood"
     trial = OTADClassifier(epochs=2, **common).fit(inputs, labels)
     # The second epoch, because the first also pays for what is set up once.
     epoch = trial.history_[1]["seconds"] - trial.history_[0]["seconds"]
     rest = trial.seconds_["transport map"] + trial.seconds_["potential"]
+    if network:
+        problem = _seconds_to_imitate(trial, seed) / TRIAL_PROBLEMS
+        final["network_problems"] = max(TRIAL_PROBLEMS, min(MOST_PROBLEMS, int(20 * minutes / problem)))
+        rest += problem * final["network_problems"]
     usual = max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(y) / trial.batch_size)))
 
     started = time.perf_counter()
@@ -118,7 +130,7 @@ def fit_otad(
     epochs = max(1, min(usual * chosen.longer, affordable))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
-    clf = OTADClassifier(epochs=epochs, alpha=chosen.alpha, margin=chosen.margin, **common).fit(inputs, labels)
+    clf = OTADClassifier(epochs=epochs, alpha=chosen.alpha, margin=chosen.margin, **final).fit(inputs, labels)
     facts: dict[str, Any] = {
         "epochs": epochs,
         "train_accuracy": clf.history_[-1]["accuracy"],
@@ -129,8 +141,24 @@ def fit_otad(
         "lipschitz": None if clf.lipschitz_ is None else float(clf.lipschitz_),
     }
     module = clf.module_
-    knowledge = AttackerKnowledge(backbone=clf.backbone_, smoothed=module.smoothed, embedding=retrieval_space(clf))
+    knowledge = AttackerKnowledge(
+        backbone=clf.backbone_,
+        smoothed=module.smoothed,
+        embedding=retrieval_space(clf),
+        relatives=relatives(clf),
+    )
+    if network:
+        return Fitted(module, None, facts | {"network": clf.network_error_}, knowledge)
     return Fitted(module, functools.partial(certify, module), facts, knowledge)
+
+
+def _seconds_to_imitate(trial: OTADClassifier, seed: int) -> float:
+    """What it takes a network to imitate the neighbourhoods of a model, from `TRIAL_PROBLEMS` of them."""
+    solver = trial.module_.interpolation
+    assert isinstance(solver, NeighborhoodInterpolation)
+    started = time.perf_counter()
+    imitate(solver, trial.backbone_.head, n_problems=TRIAL_PROBLEMS, seed=seed)
+    return time.perf_counter() - started
 
 
 def _score(
@@ -167,5 +195,6 @@ def _rival(fit: Callable[..., nn.Module]) -> Fit:
 METHODS: dict[str, Fit] = {
     "otad-global": functools.partial(fit_otad, interpolation="global"),
     "otad-neighborhood": functools.partial(fit_otad, interpolation="neighborhood"),
+    "otad-network": functools.partial(fit_otad, interpolation="network"),
     **{name: _rival(fit) for name, fit in BASELINES.items()},
 }

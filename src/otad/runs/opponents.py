@@ -10,14 +10,23 @@ from torch import nn
 
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.baselines.nearest import NearestNeighbor
-from otad.certificate import Certificate
+from otad.certificate import Certificate, certify
 from otad.data import Dataset
 from otad.estimator import OTADClassifier
 from otad.evaluation import evaluate
 from otad.report import Report
 from otad.results import ExampleResults
 
-__all__ = ["Opponent", "assess", "backbone_opponent", "model_opponent", "nearest_opponent", "retrieval_space"]
+__all__ = [
+    "Opponent",
+    "assess",
+    "backbone_opponent",
+    "model_opponent",
+    "nearest_opponent",
+    "relatives",
+    "retrieval_space",
+    "solved_opponent",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Opponent:
         name: how tables call it.
         module: inputs -> logits.
         certificate: of every test sample, with class indices as labels; None where the model has none.
-        smoothed: whether the attacker's smoothed surrogate and retrieval space belong to this model.
+        smoothed: whether the attacker's smoothed surrogate, retrieval space and relatives belong to this model.
     """
 
     name: str
@@ -38,11 +47,19 @@ class Opponent:
 
 
 def model_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
-    """The defended classifier, certified on the samples x."""
+    """The defended classifier, certified on the samples x; a network has no certificate."""
+    if clf.interpolation == "network":
+        return Opponent("OTAD, CIP-net", clf.module_, smoothed=True)
     certificate = clf.certify(x)
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     labels = np.array([index[label] for label in certificate.label.tolist()], dtype=np.int64)
     return Opponent("OTAD", clf.module_, replace(certificate, label=labels), smoothed=True)
+
+
+def solved_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
+    """What the network of a classifier imitates: the exact solution, certified on the samples x."""
+    module = clf.module_.solved()
+    return Opponent("OTAD, solved", module, certify(module, torch.as_tensor(x)), smoothed=True)
 
 
 def backbone_opponent(clf: OTADClassifier) -> Opponent:
@@ -61,6 +78,11 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
 def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
     """Inputs -> coordinates in which the model looks its neighbours up; None where it looks none up."""
     return clf.module_.retrieval_space
+
+
+def relatives(clf: OTADClassifier) -> tuple[nn.Module, ...]:
+    """Models to transfer from beside the backbone: the exact one, where a network imitates it."""
+    return (clf.module_.solved(),) if clf.interpolation == "network" else ()
 
 
 def assess(
@@ -99,7 +121,7 @@ def assess(
         attacks=attacks,
         seed=seed,
         certificate=certificate,
-        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None, embedding=None),
+        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None, embedding=None, relatives=()),
         name=opponent.name,
         data=data,
         n_train=n_train,

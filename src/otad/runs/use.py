@@ -13,7 +13,7 @@ from otad.errors import DataError
 from otad.estimator import OTADClassifier
 from otad.report import Report
 from otad.runs.model_folder import DataCard
-from otad.runs.opponents import assess, model_opponent, retrieval_space
+from otad.runs.opponents import assess, model_opponent, relatives, retrieval_space
 from otad.runs.selection import attacked_rows, class_indices
 
 __all__ = ["ExplanationRow", "attack_model", "explanation_rows"]
@@ -83,6 +83,8 @@ def attack_model(
     lipschitz = None if clf.lipschitz_ is None else float(clf.lipschitz_)
     smoothness = None if clf.regularity_ is None else float(clf.regularity_.L)
     extra = report.extra | {"units": card.units, "feature_names": list(card.feature_names)}
+    if clf.interpolation == "network":
+        extra["network"] = clf.network_error_ | {"attacked samples": clf.measure_network(x)}
     return replace(report, extra=extra, smoothness=smoothness, lipschitz=lipschitz)
 
 
@@ -117,4 +119,5 @@ def _knowledge(clf: OTADClassifier) -> AttackerKnowledge:
         backbone=clf.backbone_,
         smoothed=clf.module_.smoothed,
         embedding=retrieval_space(clf),
+        relatives=relatives(clf),
     )

@@ -41,7 +41,7 @@ class Batches(Dataset):
         return [(self.x[chosen], self.y[chosen])]
 
 
-def whole_batch(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def whole_batch(items: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """The one item that `Batches` returns."""
     return items[0]
 
