@@ -536,3 +536,10 @@ def test_finished_attacks_outlive_an_interruption(run: Run, tmp_path: Path, monk
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["attack_cost"]["lines"]["seconds"] == seconds, "not run again"
     assert not kept.parent.exists()
+
+
+@pytest.mark.slow
+def test_an_attack_on_the_retrieval_leaves_out_models_that_retrieve_nothing(run: Run, tmp_path: Path) -> None:
+    words = ["train", "digits", "--out", tmp_path / "run", *TINY, "--interpolation", "neighborhood", "--radii", "0.4"]
+    assert run(*map(str, words), "--attacks", "retrieval", "--n-attack", "5")[0] == 0
+    assert "retrieval" in json.loads((tmp_path / "run" / "metrics.json").read_text())["robust_accuracy"]["0.4"]

@@ -52,6 +52,16 @@ def test_a_linear_model_gets_its_exact_numbers() -> None:
     assert json.loads(report.to_json())["robust_accuracy"]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_transfer_is_held_against_noise_where_it_comes_from_the_model_s_own_backbone(own: bool) -> None:
+    model, x, y = linear(classes=3, d=8, n=60)
+    opposite = nn.Linear(8, 3)
+    opposite.load_state_dict({name: -value for name, value in model.state_dict().items() if name in ("weight", "bias")})
+    knowledge = AttackerKnowledge(backbone=opposite, own_backbone=own)
+    report = evaluate(model, x, y, budgets(model, x), FAST, knowledge=knowledge)
+    assert report.audit["transfer_over_noise"].passed is (False if own else None)
+
+
 def test_a_certificate_five_percent_too_large_is_caught() -> None:
     model, x, y = linear(classes=3, d=8, n=60)
     report = evaluate(model, x, y, budgets(model, x), FAST, certificate=certificate_of(model, x, 1.05))

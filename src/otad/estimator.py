@@ -518,7 +518,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             ModelFolderError: the folder is missing, damaged, or of something else.
         """
         saved = read_classifier(Path(folder))
-        with describing_damage(Path(folder)):
+        with describing_damage(Path(folder)), torch.random.fork_rng(devices=[]):
             self = cls(**saved.parameters)
             self._check_parameters()
             self.network_error_, self.network_history_ = {}, []  # in models saved before there was a network
@@ -595,7 +595,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         if self.interpolation == "global" and self.smoothness_factor != 1:
             raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
         if self.interpolation == "network":
-            CIPNet(self.network_width, self.network_layers, self.network_heads)
+            with torch.device("meta"):  # for its checks alone
+                CIPNet(self.network_width, self.network_layers, self.network_heads)
             if (
                 self.branch not in (None, "lower")
                 or self.ratio not in (None, 0)

@@ -95,6 +95,8 @@ class AttackerKnowledge:
             for a model that retrieves nothing. `evaluate` and `run_attacks` take an `OTAD` model's own, whatever is
             given here.
         relatives: further sources of transfer attacks, such as the exact model that a network imitates.
+        own_backbone: whether the backbone is what the model was made of; from any other network the audit does not ask
+            that transfer does more harm than noise.
     """
 
     x_train: Float[Tensor, "n ..."] | None = None
@@ -103,6 +105,7 @@ class AttackerKnowledge:
     smoothed: Callable[[float], nn.Module] | None = None
     embedding: Callable[[Tensor], Tensor] | None = None
     relatives: tuple[nn.Module, ...] = ()
+    own_backbone: bool = True
 
     def __post_init__(self) -> None:
         if (self.x_train is None) != (self.y_train is None):

@@ -134,7 +134,7 @@ def _attack_order(
     weaker = {key: [alive[key] for alive in (noisy, moved) if key in alive] for key in white}
     return {
         "attack_order": audit.attack_order(white, weaker),
-        "transfer_over_noise": audit.transfer_over_noise(moved, noisy),
+        "transfer_over_noise": audit.transfer_over_noise(moved if knowledge.own_backbone else {}, noisy),
     }
 
 

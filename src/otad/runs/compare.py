@@ -150,7 +150,7 @@ def _cell(
     randomised = certificate is not None and bool(np.any(np.asarray(certificate.kind) == RANDOMISED))
     knowledge = replace(fitted.knowledge, x_train=samples.x_train, y_train=samples.y_train)
     if knowledge.backbone is None:
-        knowledge = replace(knowledge, backbone=splits.network(source, seed))
+        knowledge = replace(knowledge, backbone=splits.network(source, seed), own_backbone=False)
     n = min(int(settings["n_attacked"]), len(y))
     with _timed(seconds, "attack"):
         report = evaluate(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from otad.attacks.sets import ATTACKS
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.baselines.nearest import NearestNeighbor
 from otad.certificate import Certificate, certify
@@ -111,6 +112,10 @@ def assess(
             radius=certificate.radius[order],
             kind=certificate.kind[order],
         )
+    if not opponent.smoothed:
+        knowledge = replace(knowledge, smoothed=None, embedding=None, relatives=(), own_backbone=False)
+        if not isinstance(attacks, str):
+            attacks = [name for name in attacks if name not in ATTACKS or "embedding" not in ATTACKS[name].needs]
     if not attacks:
         return _unattacked(opponent, x, y, threats, seed=seed, data=data, n_train=n_train)
     report = evaluate(
@@ -121,7 +126,7 @@ def assess(
         attacks=attacks,
         seed=seed,
         certificate=certificate,
-        knowledge=knowledge if opponent.smoothed else replace(knowledge, smoothed=None, embedding=None, relatives=()),
+        knowledge=knowledge,
         name=opponent.name,
         data=data,
         n_train=n_train,
