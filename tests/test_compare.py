@@ -26,7 +26,7 @@ from otad.report.cell import RANDOMISED, Cell
 from otad.report.comparison import compared
 from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
-from otad.runs import METHODS, compare, read_cells
+from otad.runs import METHODS, compare, method_named, read_cells
 from otad.runs.compare import judged_again
 from otad.runs.methods import Fitted, fit_otad
 from otad.runs.radii import radii_for
@@ -123,6 +123,24 @@ def test_settings_out_of_range(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("s")):
         compare(["digits"], tmp_path, methods=QUICK, **{**DIGITS, **wrong})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_method_on_another_backbone(tmp_path: Path) -> None:
+    names = ["undefended@resnet", "undefended", "otad-neighborhood@transformer"]
+    settings = DIGITS | {"n_train": 100, "budget": 1e-3}
+    (one,) = compare(["digits"], tmp_path, methods={name: method_named(name) for name in names}, **settings)
+    assert [row.method for row in one.rows] == ["undefended", "undefended@resnet", "otad-neighborhood@transformer"]
+    cells = {cell.method: cell for cell in read_cells(tmp_path)}
+    assert cells["undefended"].clean_accuracy != cells["undefended@resnet"].clean_accuracy, "two networks"
+    x, y = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    fitted = method_named("pgd@resnet")(x, y, ThreatModel("l2", 0.1), minutes=1e-3)
+    assert any(isinstance(part, nn.Conv2d) for part in fitted.module.modules())
+
+
+@pytest.mark.parametrize("name", ["magic", "pgd@magic", "pgd@", "1-nn@resnet", "lipschitz@mlp"])
+def test_an_unknown_method_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name.partition('@')[0]}'|{name!r}"):
+        method_named(name)
 
 
 def test_a_constant_column_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Radii within which a prediction provably does not change (L2)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, N
 
 __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 
+NEIGHBORHOOD_ARGUMENTS = ("neighborhood", "unanimous")
 ROUNDING = 1e-4
 RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
 FLOAT32 = 2.0**-23
@@ -59,6 +61,7 @@ def certify(
     inputs: Float[Tensor, "n ..."],
     *,
     conditional: bool = False,
+    arguments: Collection[str] = NEIGHBORHOOD_ARGUMENTS,
     rounding: float = ROUNDING,
     batch_size: int = 256,
 ) -> Certificate:
@@ -73,6 +76,8 @@ def certify(
         model: global or neighbourhood interpolation; a network's certificate is of the kind "none".
         inputs: in the model's input units.
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
+        arguments: which of the kinds "neighborhood" and "unanimous" a neighbourhood may be certified by; each radius is
+            the larger of theirs.
         rounding: allowance for float32 in stem and feature, relative to 1 + |z|, at least 0.
         batch_size: inputs at a time.
 
@@ -80,10 +85,12 @@ def certify(
         Labels are class indices.
 
     Raises:
-        ValueError: rounding < 0.
+        ValueError: rounding < 0, or arguments that are none or not known.
 
     Source: METHOD section 4.
     """
+    if not arguments or not set(arguments) <= set(NEIGHBORHOOD_ARGUMENTS):
+        raise ValueError(f"arguments must be some of {', '.join(NEIGHBORHOOD_ARGUMENTS)}; got {arguments!r}")
     if not rounding >= 0:
         raise ValueError(f"rounding is an allowance and must be at least 0; got {rounding}")
     exact = model.exact()
@@ -106,7 +113,7 @@ def certify(
                 )
             else:
                 where = points if coordinates is None else coordinates
-                radius, kind = _neighborhood(exact, where, solution, label, boundary, conditional, rounding)
+                radius, kind = _neighborhood(exact, where, solution, label, boundary, conditional, arguments, rounding)
             rows.append((label, radius.clamp(min=0), kind))
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
@@ -150,6 +157,7 @@ def _neighborhood(
     label: Int[Tensor, " batch"],
     boundary: Float[Tensor, " batch"],
     conditional: bool,
+    arguments: Collection[str],
     rounding: float,
 ) -> tuple[Float[Tensor, " batch"], np.ndarray]:
     """Radii in input units; `boundary` is in them already, `where` is in the space in which neighbours are sought."""
@@ -167,9 +175,9 @@ def _neighborhood(
     room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
     ties = RETRIEVAL_ROUNDING * (1 + where.norm(dim=1) + stats["distances"][:, -1])
     room = torch.where(room.isfinite(), (room - ties).clamp(min=0) / stretch, room)
-    radius = free.minimum(room)
+    radius = free.minimum(room) if "neighborhood" in arguments else torch.zeros_like(free)
     kind = np.full(len(where), "neighborhood", object)
-    if bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
+    if "unanimous" in arguments and bool((stats["l"] == 0).all()) and interpolation.branch == "lower":
         exact_features = torch.zeros_like(interpolation.z[:, 0])
         classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
         classes = torch.where(inside > 0, classes, -1)  # a feature within rounding of a boundary vouches for none

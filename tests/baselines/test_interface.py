@@ -61,7 +61,7 @@ def test_time_runs_out_on_an_annealed_schedule(monkeypatch: pytest.MonkeyPatch) 
     ticks = iter(range(10**6))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
     x, y = two_clouds(n=64)
-    network = backbone_for(x, y, seed=0)
+    network = backbone_for(x, y, "mlp", seed=0)
     rates, optimizer = [], torch.optim.AdamW.step
 
     def step(self, *args, **kwargs):

@@ -28,6 +28,7 @@ def fit_undefended(
     seed: int = 0,
     progress: bool = False,
     epochs: int | None = None,
+    backbone: str = "mlp",
 ) -> TrainedNetwork:
     """The backbone trained with cross entropy alone; the threat changes nothing.
 
@@ -39,8 +40,9 @@ def fit_undefended(
         seed: of weights and batches.
         progress: show a bar.
         epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
+        backbone: name of the network, see `otad.nn.build_backbone`.
     """
-    network = backbone_for(x, y, seed)
+    network = backbone_for(x, y, backbone, seed)
 
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         return functional.cross_entropy(network(inputs), labels)
@@ -58,6 +60,7 @@ def fit_pgd(
     seed: int = 0,
     progress: bool = False,
     epochs: int | None = None,
+    backbone: str = "mlp",
 ) -> TrainedNetwork:
     """The backbone trained on the worst samples that ten steps of projected gradient ascent find in the budget.
 
@@ -66,7 +69,7 @@ def fit_pgd(
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, ICLR 2018, arXiv 1706.06083.
     """
-    network = backbone_for(x, y, seed)
+    network = backbone_for(x, y, backbone, seed)
 
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         start = _uniform_point(inputs, threat, draws)
@@ -86,6 +89,7 @@ def fit_trades(
     seed: int = 0,
     progress: bool = False,
     epochs: int | None = None,
+    backbone: str = "mlp",
 ) -> TrainedNetwork:
     """The backbone trained with cross entropy plus 6 times the KL divergence to the worst samples in the budget.
 
@@ -94,7 +98,7 @@ def fit_trades(
 
     Source: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, ICML 2019, arXiv 1901.08573.
     """
-    network = backbone_for(x, y, seed)
+    network = backbone_for(x, y, backbone, seed)
 
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         noise = torch.randn(inputs.shape, generator=draws, device=inputs.device, dtype=inputs.dtype)

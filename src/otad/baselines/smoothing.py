@@ -130,6 +130,7 @@ def fit_smoothing(
     seed: int = 0,
     progress: bool = False,
     epochs: int | None = None,
+    backbone: str = "mlp",
 ) -> SmoothedClassifier:
     """The backbone trained with cross entropy under Gaussian noise, then smoothed by the same noise.
 
@@ -146,11 +147,12 @@ def fit_smoothing(
         seed: of weights, batches and noise.
         progress: show a bar.
         epochs: passes over the data, if the time allows; None takes as many as `OTADClassifier`.
+        backbone: name of the network, see `otad.nn.build_backbone`.
 
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, arXiv 1902.02918.
     """
     sigma = euclidean_budget(threat, x[0].numel()) / 2
-    network = backbone_for(x, y, seed)
+    network = backbone_for(x, y, backbone, seed)
 
     def loss(inputs: Tensor, labels: Tensor, draws: torch.Generator) -> Tensor:
         noise = torch.randn(inputs.shape, generator=draws, device=inputs.device, dtype=inputs.dtype)

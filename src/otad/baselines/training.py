@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from otad.attacks.threat_model import ThreatModel
 from otad.errors import OTADError
-from otad.nn import Backbone, residual_mlp
+from otad.nn import Backbone, build_backbone
 
 __all__ = ["Loss", "TrainedNetwork", "accuracy", "backbone_for", "euclidean_budget", "train"]
 
@@ -38,11 +38,11 @@ class TrainedNetwork(nn.Module):
         return self.network(x)
 
 
-def backbone_for(x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], seed: int) -> Backbone:
-    """The network that `OTADClassifier` trains by default, with weights drawn by the seed, on the device of x."""
+def backbone_for(x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], name: str, seed: int) -> Backbone:
+    """The network of this name that `OTADClassifier` trains, in its default size; seeded, on the device of x."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return residual_mlp(x.mean(0).cpu(), int(y.max()) + 1).to(x.device)
+        return build_backbone(name, x.mean(0).cpu(), int(y.max()) + 1).to(x.device)
 
 
 def euclidean_budget(threat: ThreatModel, d: int) -> float:

@@ -23,7 +23,8 @@ def compare(
         typer.Option(
             "--methods",
             help="Methods separated by commas, or all. Known: otad-global, otad-neighborhood, otad-network, 1-nn, "
-            "undefended, pgd, trades, lipschitz, smoothing.",
+            "undefended, pgd, trades, lipschitz, smoothing. METHOD@resnet, METHOD@transformer: train "
+            "that backbone in place of the residual MLP, where the method trains one.",
             metavar="METHOD,METHOD,...",
         ),
     ] = "all",
@@ -65,21 +66,19 @@ def compare(
     command goes on after an interruption; commands for other data sets may share the folder.
     """
     budgets = None if eps == "auto" else numbers(eps, "--eps")
-    from otad.runs import METHODS
+    from otad.runs import METHODS, method_named
     from otad.runs import compare as run
 
     chosen = list(METHODS) if methods == "all" else [part.strip() for part in methods.split(",") if part.strip()]
-    unknown = [name for name in chosen if name not in METHODS]
-    if unknown or not chosen:
-        raise typer.BadParameter(
-            f"unknown method {', '.join(unknown) or repr(methods)}; known: {', '.join(METHODS)}",
-            param_hint="--methods",
-        )
+    try:
+        fits = {name: method_named(name) for name in chosen or [methods]}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--methods") from None
     try:
         comparisons = run(
             data,
             out,
-            methods={name: METHODS[name] for name in chosen},
+            methods=fits,
             seeds=seeds,
             budget=budget,
             eps=budgets,

@@ -3,7 +3,7 @@
 from otad.runs.cell_files import read_cells
 from otad.runs.compare import compare
 from otad.runs.job import health_without_transport, run
-from otad.runs.methods import METHODS
+from otad.runs.methods import METHODS, method_named
 from otad.runs.model_folder import DataCard, read_model, write_model
 from otad.runs.outputs import write_outputs
 from otad.runs.use import ExplanationRow, attack_model, explanation_rows
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "explanation_rows",
     "health_without_transport",
+    "method_named",
     "read_cells",
     "read_model",
     "run",

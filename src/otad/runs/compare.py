@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -252,12 +252,23 @@ def _milliseconds(module: nn.Module, x: Tensor, *, repeats: int = 5, seconds: fl
     return 1e3 * float(np.median(laps)) / len(x)
 
 
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
+    """All known methods and these, METHOD@BACKBONE behind the others, by backbone."""
+    known = list(METHODS)
+
+    def place(name: str) -> tuple[str, int, str]:
+        method, _, backbone = name.partition("@")
+        return backbone, known.index(method) if method in known else len(known), method
+
+    return tuple(sorted({*known, *names}, key=place))
+
+
 def _write_outputs(out: Path) -> list[Comparison]:
     """compare.json, table.md, report.html and the plots, from all cells in the folder."""
-    order = tuple(METHODS)
     by_data: dict[str, list[Cell]] = {}
     for cell in read_cells(out):
         by_data.setdefault(cell.data, []).append(cell)
+    order = _in_order({cell.method for cells in by_data.values() for cell in cells})
     comparisons = [compared(cells, order) for cells in by_data.values()]
     plots = {one.data: comparison_plot(one, order) for one in comparisons}
     for name, plot in plots.items():

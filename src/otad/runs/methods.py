@@ -17,10 +17,11 @@ from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split
 from otad.defense import NeighborhoodInterpolation
 from otad.estimator import OTADClassifier
+from otad.nn import BACKBONES
 from otad.runs.opponents import relatives, retrieval_space
 from otad.train import imitate
 
-__all__ = ["METHODS", "Fit", "Fitted", "fit_otad"]
+__all__ = ["METHODS", "Fit", "Fitted", "fit_otad", "method_named"]
 
 logger = logging.getLogger("otad.runs")
 
@@ -79,6 +80,7 @@ def fit_otad(
     seed: int = 0,
     progress: bool = False,
     interpolation: str = "global",
+    backbone: str = "mlp",
 ) -> Fitted:
     """OTAD within a budget of training time.
 
@@ -96,11 +98,13 @@ def fit_otad(
         seed: of the held-out samples, the weights and the order of the batches.
         progress: show progress bars.
         interpolation: "global", "neighborhood" or "network".
+        backbone: name of the network, in its default size.
     """
     deadline = time.perf_counter() + 60 * minutes
     inputs, labels = x.numpy(), y.numpy()
     network = interpolation == "network"
-    common: dict[str, Any] = {"interpolation": interpolation, "random_state": seed, "verbose": progress}
+    common: dict[str, Any] = {"backbone": backbone, "random_state": seed, "verbose": progress}
+    common["interpolation"] = interpolation
     final = dict(common)
     if network:
         common["interpolation"] = "neighborhood"
@@ -192,9 +196,27 @@ def _rival(fit: Callable[..., nn.Module]) -> Fit:
     return fitted
 
 
+def method_named(name: str) -> Fit:
+    """A method by name, or METHOD@BACKBONE for one that trains OTAD's backbone, such as "pgd@resnet".
+
+    Raises:
+        ValueError: no such method or backbone, or a method that trains no backbone.
+    """
+    method, _, backbone = name.partition("@")
+    if method not in METHODS or ("@" in name and backbone not in BACKBONES):
+        known = f"{', '.join(METHODS)}; with @{', @'.join(BACKBONES)} behind it: {', '.join(ON_A_BACKBONE)}"
+        raise ValueError(f"unknown method {name!r}; known: {known}")
+    if not backbone:
+        return METHODS[method]
+    if method not in ON_A_BACKBONE:
+        raise ValueError(f"{method!r} does not train OTAD's backbone: leave @{backbone} out")
+    return functools.partial(METHODS[method], backbone=backbone)
+
+
 METHODS: dict[str, Fit] = {
     "otad-global": functools.partial(fit_otad, interpolation="global"),
     "otad-neighborhood": functools.partial(fit_otad, interpolation="neighborhood"),
     "otad-network": functools.partial(fit_otad, interpolation="network"),
     **{name: _rival(fit) for name, fit in BASELINES.items()},
 }
+ON_A_BACKBONE = ("otad-global", "otad-neighborhood", "otad-network", "undefended", "pgd", "trades", "smoothing")
