@@ -2,9 +2,9 @@
 
     maximise  c . w - w' Q w / 2   over w >= 0, sum w = 1,   Q positive semidefinite.
 
-A feasible primal-dual interior point (Mehrotra's corrector, weighted) finds the face, a Newton step on that face
-sharpens the
-answer, and the better of the two is kept. Both are judged by the duality gap max_i r_i - w . r with r = c - Q w, which
+Block principal pivoting finds the face of most programmes in a few exchanges. For the others a feasible primal-dual
+interior point (Mehrotra's corrector, weighted) does, a Newton step on that face sharpens the answer, and the better of
+the two is kept. All are judged by the duality gap max_i r_i - w . r with r = c - Q w, which
 needs no dual variables and bounds the error of any w.
 """
 
@@ -40,7 +40,7 @@ class SimplexOptimum:
         gap: duality gap at w: how far `value` can be from the maximum, shape (batch,).
         scale: the size of the programme that gaps are relative to, shape (batch,).
         status: per row, shape (batch,).
-        steps: of the interior point, shape (batch,).
+        steps: of the interior point, 0 where it was not needed, shape (batch,).
     """
 
     weights: Float[Tensor, "batch k"]
@@ -61,8 +61,8 @@ def solve_simplex_qp(Q: Float[Tensor, "batch k k"], c: Float[Tensor, "batch k"])
     Returns:
         The optimum; a row that holds NaN or infinity has status INFEASIBLE and NaN weights.
 
-    Source: Mehrotra, SIAM J. Optim. 2 (1992); weighted corrector of Colombo and Gondzio, Comput. Optim. Appl. 41
-    (2008).
+    Source: Judice and Pires, Computers & Operations Research 21 (1994); Mehrotra, SIAM J. Optim. 2 (1992); weighted
+    corrector of Colombo and Gondzio, Comput. Optim. Appl. 41 (2008).
     """
     with torch.no_grad():
         weights, active, steps = _maximize(*_scaled(Q, c))
@@ -176,7 +176,8 @@ def _pivoted(Q: Float[Tensor, "k k batch"], c: Float[Tensor, "k batch"]) -> tupl
 
     From the face of all pieces on: pieces of negative weight leave, pieces that exceed the face come back, all at once.
 
-    Source: Kostreva, Operations Research 26 (1978); Judice and Pires, Computers & Operations Research 21 (1994).
+    Source: Kostreva, Linear Algebra and its Applications 21 (1978); Judice and Pires, Computers & Operations Research
+    21 (1994).
     """
     active, weights = torch.ones_like(c, dtype=torch.bool), torch.empty_like(c)
     rows = torch.arange(c.shape[1], device=c.device)
