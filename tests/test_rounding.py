@@ -10,7 +10,8 @@ from otad.cip import BrenierPotential, Regularity
 from otad.cip.interpolation import Branch
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.neighbors import nearest_neighbors
-from otad.nn import CenteredFlatten
+from otad.nn import CenteredFlatten, OrthogonalEmbedding
+from otad.retrieval import Retrieval
 
 
 def near_duplicates(jitter: float) -> tuple[np.ndarray, np.ndarray]:
@@ -160,3 +161,44 @@ def test_neighbors_of_two_far_groups_are_exact_in_float64() -> None:
     distances, _ = nearest_neighbors(points, points, 7)
     expected = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").sort(dim=1).values[:, :7]
     torch.testing.assert_close(distances, expected, rtol=1e-9, atol=1e-12)
+
+
+def near_points() -> torch.Tensor:
+    """Twenty groups of ten, a hundred thousandth apart."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randn(20, 1, 10, generator=generator, dtype=torch.float64)
+    return (groups + 1e-5 * torch.randn(20, 10, 10, generator=generator, dtype=torch.float64)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0])
+def test_the_class_of_a_neighborhood_does_not_depend_on_the_query(ratio: float) -> None:
+    """Seen from far away the neighbours are one point; their bounds are those that they have beside them."""
+    x = near_points()
+    interpolation = NeighborhoodInterpolation(x, 1.1 * x + 0.1 * torch.sin(3 * x), ratio=ratio)
+    for reach in (10.0, 1e3, 1e8):
+        queries = reach * torch.randn(30, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x_i, z_i, _ = interpolation.neighbors(queries)
+        far, beside = interpolation(queries).stats, interpolation.solve(x_i[:, 0], x_i, z_i).stats
+        torch.testing.assert_close(far["L"], beside["L"], rtol=1e-6, atol=0)
+        assert not far["relaxed"].any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("retrieval", ["euclidean", "robust"])
+@pytest.mark.parametrize("regularity", [None, Regularity(0.0, 2.0)])
+def test_one_unusable_input_does_not_cost_the_others_their_answers(
+    bad: float, retrieval: str, regularity: Regularity | None
+) -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    chosen = None if retrieval == "euclidean" else Retrieval.of(OrthogonalEmbedding(x.mean(0), width=16), x)
+    interpolation = NeighborhoodInterpolation(x, 1.2 * x, k=5, retrieval=chosen, regularity=regularity)
+    model = OTAD(CenteredFlatten(torch.zeros(6)), interpolation, torch.nn.Linear(6, 3))
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    logits, expected = model(inputs), certify(model, inputs)
+    assert (expected.radius > 0).any()
+    inputs[2, 1] = bad
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(model(inputs)[others], logits[others])
+    certificate = certify(model, inputs)
+    np.testing.assert_allclose(certificate.radius[others], expected.radius[others], rtol=1e-6)
+    assert certificate.radius[2] == 0

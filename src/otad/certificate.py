@@ -193,8 +193,9 @@ def _neighborhood(
         classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
         classes = torch.where(inside > 0, classes, -1)  # a feature within rounding of a boundary vouches for none
         unanimous = torch.zeros_like(radius)
-        for own in label.unique():
-            rows = label == own
+        finite = where.isfinite().all(1)
+        for own in label[finite].unique():
+            rows = finite & (label == own)
             unanimous[rows] = _unanimous(where[rows], sought, classes == own, interpolation.k)
         # Infinite where all training points are of the class: then no retrieval can go wrong, known or not.
         unanimous = torch.where(unanimous.isfinite(), unanimous / stretch, unanimous)

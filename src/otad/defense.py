@@ -238,7 +238,8 @@ class NeighborhoodInterpolation(nn.Module):
         query = x.double()
         products = inner_products(query, x_i, z_i)
         with torch.no_grad():
-            regularity, u_i, relaxed = self._potentials(products)
+            # Not of the query's products: seen from far away, points lose their distances to each other.
+            regularity, u_i, relaxed = self._potentials(inner_products(None, x_i, z_i))
         solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
         ones = torch.ones_like(query[:, 0])
         stats = {"relaxed": relaxed, "l": ones * regularity.l, "L": ones * regularity.L}
