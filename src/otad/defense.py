@@ -61,6 +61,14 @@ class OTAD(nn.Module):
         self.stem, self.head, self.interpolation = stem, head, interpolation
         self.eval().requires_grad_(False)
 
+    def train(self, mode: bool = True) -> "OTAD":
+        """Stays in evaluation mode: batch statistics of an embedding would make answers depend on the batch, and move.
+
+        Args:
+            mode: not heeded.
+        """
+        return super().train(False)
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         return self.head(self.features(x).value)
 
