@@ -32,3 +32,19 @@ def test_ties_go_to_the_smaller_index_and_zero_is_exact() -> None:
 def test_k_out_of_range(k: int) -> None:
     with pytest.raises(ValueError, match="between 1 and"):
         nearest_neighbors(torch.zeros(1, 2), torch.zeros(4, 2), k)
+
+
+def test_one_point_far_out_does_not_blind_the_search() -> None:
+    """A value such as 1e12 for "missing" moves the centre and drowns all products."""
+    rng = np.random.default_rng(1)
+    points = np.concatenate([rng.normal(size=(300, 2)), [[1e12, 1e12]]])
+    x = rng.normal(size=(50, 2))
+    distances, indices = nearest_neighbors(torch.from_numpy(x), torch.from_numpy(points), 7)
+    expected, order = KDTree(points).query(x, 7)
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=1e-9)
+    np.testing.assert_array_equal(indices.numpy(), order)
+
+
+def test_of_many_ties_the_smallest_indices_are_found() -> None:
+    points = torch.eye(60, dtype=torch.float64).flip(0)
+    assert nearest_neighbors(torch.zeros(2, 60, dtype=torch.float64), points, 5)[1].tolist() == [[0, 1, 2, 3, 4]] * 2

@@ -113,6 +113,32 @@ def test_the_constant_of_an_orthogonal_embedding_is_never_exceeded() -> None:
     assert 0.5 * retrieval.lipschitz < largest <= retrieval.lipschitz
 
 
+def test_the_constant_is_that_of_loaded_weights() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 6)
+    first, second = (OrthogonalEmbedding(x.mean(0), width=16) for _ in range(2))
+    for weight in second.weights:
+        weight.data *= 3
+    retrieval, longer = Retrieval.of(first, x), Retrieval.of(second, x)
+    retrieval.load_state_dict(longer.state_dict())
+    assert retrieval.lipschitz == longer.lipschitz == pytest.approx(27, rel=1e-5)
+
+
+def test_training_mode_moves_nothing() -> None:
+    """Batch statistics of a learned embedding stay as they were, and answers do not depend on the batch."""
+    torch.manual_seed(0)
+    images = torch.rand(60, 1, 8, 8)
+    points = images.flatten(1)
+    retrieval = Retrieval.of(residual_embedding(images.mean(0)), images)
+    interpolation = NeighborhoodInterpolation(points, points, k=5, retrieval=retrieval)
+    model = OTAD(CenteredFlatten(torch.zeros(1, 8, 8)), interpolation, nn.Linear(64, 3))
+    queries = torch.rand(20, 1, 8, 8)
+    before = model(queries)
+    nn.Sequential(model).train()
+    assert torch.equal(model(queries), before)
+    assert torch.equal(model.eval()(queries), before)
+
+
 @pytest.mark.parametrize("shape", [(12,), (300,), (2, 5, 5)])
 def test_orthogonalised_layers_are_orthogonal(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -7,9 +7,11 @@ import torch
 from otad import OTADClassifier
 from otad.certificate import ROUNDING, certify
 from otad.cip import BrenierPotential, Regularity
+from otad.cip.interpolation import Branch
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
 from otad.neighbors import nearest_neighbors
-from otad.nn import CenteredFlatten
+from otad.nn import CenteredFlatten, OrthogonalEmbedding
+from otad.retrieval import Retrieval
 
 
 def near_duplicates(jitter: float) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +68,69 @@ def test_rows_that_float32_cannot_tell_apart_prove_nothing() -> None:
     assert (certify(plain(head), torch.randn(20, 3)).radius == 0).all()
 
 
+def test_a_bias_alone_is_drowned_far_away() -> None:
+    """Two classes with one row: no feature changes the label, but float32 logits of long features do."""
+    head = torch.nn.Linear(3, 2)
+    head.weight.data[:] = torch.tensor([1.0, 0.7, 0.3])
+    head.bias.data[:] = torch.tensor([0.0, 1e-3])
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(3))
+    interpolation = GlobalInterpolation(BrenierPotential.fit(x, 1.1 * x), "lower")
+    model = OTAD(CenteredFlatten(torch.zeros(3)), interpolation, head)
+    certificate = certify(model, torch.zeros(1, 3))
+    assert 0 < certificate.radius[0] < np.inf
+    steps = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
+    steps /= steps.norm(dim=1, keepdim=True)
+    assert (model(1e6 * steps).argmax(1) != int(certificate.label[0])).any()
+    assert (model(0.99 * float(certificate.radius[0]) * steps).argmax(1) == int(certificate.label[0])).all()
+
+
+def far_boundary(model: OTAD, reach: float) -> torch.Tensor:
+    """Inputs of that length on and beside a boundary between two labels, by bisection."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = reach * torch.randn(2, 40, 20, generator=generator, dtype=torch.float64) / 20**0.5
+    exact = model.exact()
+    label = exact(a).argmax(1)
+    apart = label != exact(b).argmax(1)
+    a, b, label = a[apart], b[apart], label[apart]
+    for _ in range(36):
+        same = (exact((a + b) / 2).argmax(1) == label)[:, None]
+        a, b = torch.where(same, (a + b) / 2, a), torch.where(same, b, (a + b) / 2)
+    noise = torch.randn(7, *a.shape, generator=generator, dtype=torch.float64)
+    return torch.cat([a, *(a + 1e-8 * reach * noise)]).float()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "branch"), [(-1.0, "mean"), (0.0, "lower")])
+def test_float32_gives_the_certified_label_far_from_the_data(ratio: float, branch: Branch) -> None:
+    """There the features of these branches stay bounded, and say nothing of how the stem rounds."""
+    generator = torch.Generator().manual_seed(0)
+    x, mean = torch.randn(30, 20, generator=generator), torch.rand(20, generator=generator)
+    potential = BrenierPotential.fit(x, 1.2 * x + 0.1 * torch.sin(2 * x), ratio)
+    torch.manual_seed(1)
+    model = OTAD(CenteredFlatten(mean), GlobalInterpolation(potential, branch), torch.nn.Linear(20, 3))
+    inputs = far_boundary(model, 1e7)
+    certificate = certify(model, inputs)
+    assert (model(inputs).argmax(1).numpy() == certificate.label)[certificate.radius > 0].all()
+
+
+def test_an_offset_that_costs_the_inputs_their_digits_costs_radius() -> None:
+    """What `predict` is given in float64 is rounded to float32 before the model sees it."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(100, 2)))
+    offset = torch.full((2,), 1e6, dtype=torch.float64)
+    head = torch.nn.Linear(2, 2)
+    head.weight.data[:] = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    head.bias.data.zero_()
+    model = OTAD(CenteredFlatten(offset.float()), GlobalInterpolation(BrenierPotential.fit(x, x.clone())), head)
+    inputs = offset + torch.from_numpy(rng.normal(size=(400, 2)))
+    certificate = certify(model, inputs.float())
+    step = torch.from_numpy(rng.normal(size=(400, 2)))
+    step *= 0.999 * torch.from_numpy(certificate.radius)[:, None] / step.norm(dim=1, keepdim=True)
+    proven = certificate.radius > 0
+    assert proven.mean() > 0.5
+    assert (model((inputs + step).float()).argmax(1).numpy() == certificate.label)[proven].all()
+
+
 def test_features_within_rounding_of_a_boundary_vouch_for_no_class() -> None:
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(4))
     z = torch.zeros(30, 2)
@@ -96,3 +161,44 @@ def test_neighbors_of_two_far_groups_are_exact_in_float64() -> None:
     distances, _ = nearest_neighbors(points, points, 7)
     expected = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").sort(dim=1).values[:, :7]
     torch.testing.assert_close(distances, expected, rtol=1e-9, atol=1e-12)
+
+
+def near_points() -> torch.Tensor:
+    """Twenty groups of ten, a hundred thousandth apart."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randn(20, 1, 10, generator=generator, dtype=torch.float64)
+    return (groups + 1e-5 * torch.randn(20, 10, 10, generator=generator, dtype=torch.float64)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0])
+def test_the_class_of_a_neighborhood_does_not_depend_on_the_query(ratio: float) -> None:
+    """Seen from far away the neighbours are one point; their bounds are those that they have beside them."""
+    x = near_points()
+    interpolation = NeighborhoodInterpolation(x, 1.1 * x + 0.1 * torch.sin(3 * x), ratio=ratio)
+    for reach in (10.0, 1e3, 1e8):
+        queries = reach * torch.randn(30, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x_i, z_i, _ = interpolation.neighbors(queries)
+        far, beside = interpolation(queries).stats, interpolation.solve(x_i[:, 0], x_i, z_i).stats
+        torch.testing.assert_close(far["L"], beside["L"], rtol=1e-6, atol=0)
+        assert not far["relaxed"].any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("retrieval", ["euclidean", "robust"])
+@pytest.mark.parametrize("regularity", [None, Regularity(0.0, 2.0)])
+def test_one_unusable_input_does_not_cost_the_others_their_answers(
+    bad: float, retrieval: str, regularity: Regularity | None
+) -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    chosen = None if retrieval == "euclidean" else Retrieval.of(OrthogonalEmbedding(x.mean(0), width=16), x)
+    interpolation = NeighborhoodInterpolation(x, 1.2 * x, k=5, retrieval=chosen, regularity=regularity)
+    model = OTAD(CenteredFlatten(torch.zeros(6)), interpolation, torch.nn.Linear(6, 3))
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    logits, expected = model(inputs), certify(model, inputs)
+    assert (expected.radius > 0).any()
+    inputs[2, 1] = bad
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(model(inputs)[others], logits[others])
+    certificate = certify(model, inputs)
+    np.testing.assert_allclose(certificate.radius[others], expected.radius[others], rtol=1e-6)
+    assert certificate.radius[2] == 0

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from otad.cip import Solution
 from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
+from otad.nn.orthogonal import EncodedStem
 
 __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 
 NEIGHBORHOOD_ARGUMENTS = ("neighborhood", "unanimous")
 ROUNDING = 1e-4
-RETRIEVAL_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
+POINT_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
 FLOAT32 = 2.0**-23
 FIRST_OUTSIDE = 64  # points of other classes that mostly decide
 
@@ -105,18 +106,35 @@ def certify(
                 rows.append((label, torch.zeros_like(points[:, 0]), np.full(len(part), "none", object)))
                 continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
-            boundary = boundary / float(exact.stem.lipschitz)  # type: ignore[arg-type]
             if isinstance(exact.interpolation, GlobalInterpolation):
-                radius, kind = (
-                    boundary / exact.interpolation.potential.lipschitz,
-                    np.full(len(part), "global", object),
-                )
+                reach = boundary / exact.interpolation.potential.lipschitz
+                radius, kind = _free_radius(exact.stem, part, reach), np.full(len(part), "global", object)
             else:
+                reach = boundary / torch.maximum(solution.stats["l"].abs(), solution.stats["L"])
+                free = _free_radius(exact.stem, part, reach)
                 where = points if coordinates is None else coordinates
-                radius, kind = _neighborhood(exact, where, solution, label, boundary, conditional, arguments, rounding)
-            rows.append((label, radius.clamp(min=0), kind))
+                radius, kind = _neighborhood(exact, where, solution, label, free, conditional, arguments, rounding)
+            # An input and what it is moved to are rounded to float32 themselves.
+            radius = radius - FLOAT32 * part.flatten(1).norm(dim=1)
+            rows.append((label, torch.where(radius > 0, radius, 0), kind))  # 0 also where it is NaN
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
+
+
+def _free_radius(
+    stem: nn.Module, inputs: Float[Tensor, "batch ..."], reach: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """How far an input may move so that its point, in float32, moves by no more than `reach`.
+
+    Far from the data points are rounded by more than features tell, which may be bounded there.
+    """
+    return (reach - POINT_ROUNDING * _size(stem, inputs)).clamp(min=0) / (float(stem.lipschitz) * (1 + POINT_ROUNDING))  # type: ignore[arg-type]
+
+
+def _size(stem: nn.Module, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    """Length of the points, or of those that an encoder made them from: it may cancel most of them."""
+    size = stem(inputs).norm(dim=1)
+    return size.maximum(_size(stem.stem, inputs)) if isinstance(stem, EncodedStem) else size
 
 
 def boundary_distance(
@@ -125,7 +143,8 @@ def boundary_distance(
     """Label, and how far the feature is at least from any feature of another label; 0 where a number is not finite.
 
     Two allowances: `error` and rounding for the feature, and float32 arithmetic in the head for the logits, which
-    counts all the more the nearer two rows of the head are to each other.
+    counts all the more the nearer two rows of the head are to each other. Both are those of the farthest feature that
+    the distance admits, as they grow with its length.
 
     Args:
         head: features to logits.
@@ -137,16 +156,17 @@ def boundary_distance(
     finite = logits.isfinite().all(1) & error.isfinite()
     label = logits.nan_to_num(-torch.inf).argmax(1)
     rows, biases = head.weight, head.bias
-    apart = (rows[label][:, None] - rows[None]).square().sum(2).sqrt()
+    apart, lengths = _distances(rows, rows)[label], rows.norm(dim=1)
     size = z.norm(dim=1)
     terms = int((rows != 0).sum(1).amax())  # zeros, as in a head on one token, add no rounding
-    head_error = terms * FLOAT32 * (size[:, None] * rows.norm(dim=1) + biases.abs())
+    head_error = terms * FLOAT32 * (size[:, None] * lengths + biases.abs())
     margin = logits.gather(1, label[:, None]) - logits - head_error - head_error.gather(1, label[:, None])
+    margin = margin - apart * (error + rounding * (1 + size))[:, None]
+    # What a step of the feature costs at most, per unit of its length: of the margin, and in rounding.
+    price = apart * (1 + rounding) + terms * FLOAT32 * (lengths[label][:, None] + lengths)
+    distance = torch.where(margin > 0, margin / price, 0)  # infinite where two rows are zero
     others = torch.ones_like(margin, dtype=torch.bool).scatter(1, label[:, None], False)
-    # Two classes with one row are told apart by their biases, whatever the feature.
-    distance = torch.where(apart > 0, margin / apart.clamp(min=1e-300), torch.inf)
-    distance = torch.where((apart == 0) & (margin <= 0), 0, distance)
-    distance = torch.where(others, distance, torch.inf).amin(1) - error - rounding * (1 + size)
+    distance = torch.where(others, distance, torch.inf).amin(1)
     return label, torch.where(finite, distance, 0).clamp(min=0)
 
 
@@ -155,15 +175,14 @@ def _neighborhood(
     where: Float[Tensor, "batch e"],
     solution: Solution,
     label: Int[Tensor, " batch"],
-    boundary: Float[Tensor, " batch"],
+    free: Float[Tensor, " batch"],
     conditional: bool,
     arguments: Collection[str],
     rounding: float,
 ) -> tuple[Float[Tensor, " batch"], np.ndarray]:
-    """Radii in input units; `boundary` is in them already, `where` is in the space in which neighbours are sought."""
+    """Radii in input units; `free`, with the neighbours held, is in them already, `where` is where these are sought."""
     interpolation, stats = model.interpolation, solution.stats
     assert isinstance(interpolation, NeighborhoodInterpolation)
-    free = boundary / torch.maximum(stats["l"].abs(), stats["L"])
     if conditional:
         return free, np.full(len(where), "conditional", object)
     if interpolation.retrieval is None:
@@ -173,7 +192,7 @@ def _neighborhood(
     # A distance to a training point changes by at most stretch r when the input moves by r, so the set stays while
     # 2 stretch r < the gap.
     room = (stats["next_distance"] - stats["distances"][:, -1]) / 2
-    ties = RETRIEVAL_ROUNDING * (1 + where.norm(dim=1) + stats["distances"][:, -1])
+    ties = POINT_ROUNDING * (1 + where.norm(dim=1) + stats["distances"][:, -1])
     room = torch.where(room.isfinite(), (room - ties).clamp(min=0) / stretch, room)
     radius = free.minimum(room) if "neighborhood" in arguments else torch.zeros_like(free)
     kind = np.full(len(where), "neighborhood", object)
@@ -182,8 +201,9 @@ def _neighborhood(
         classes, inside = boundary_distance(model.head, interpolation.z, exact_features, rounding)
         classes = torch.where(inside > 0, classes, -1)  # a feature within rounding of a boundary vouches for none
         unanimous = torch.zeros_like(radius)
-        for own in label.unique():
-            rows = label == own
+        finite = where.isfinite().all(1)
+        for own in label[finite].unique():
+            rows = finite & (label == own)
             unanimous[rows] = _unanimous(where[rows], sought, classes == own, interpolation.k)
         # Infinite where all training points are of the class: then no retrieval can go wrong, known or not.
         unanimous = torch.where(unanimous.isfinite(), unanimous / stretch, unanimous)
@@ -221,14 +241,14 @@ def _unanimous(
             more = _kept_out(inside[near.indices[row]], near.values[row], outside[rest], d_out[row, rest], k)
             known = torch.minimum(known, more)
         radius[row] = known
-    return (radius - RETRIEVAL_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1))).clamp(min=0)
+    return (radius - POINT_ROUNDING * (1 + x.norm(dim=1) + d_in.amin(1))).clamp(min=0)
 
 
 def _kept_out(inside: Tensor, d_in: Tensor, outside: Tensor, d_out: Tensor, k: int) -> Tensor:
     """Radius within which at least k of the points inside stay nearer than each of those outside."""
     apart = _distances(inside, outside)
     bound = (d_out.square() - d_in.square()[:, None]) / (2 * apart)
-    bound = torch.where(apart > RETRIEVAL_ROUNDING * (1 + inside.abs().amax()), bound, 0)
+    bound = torch.where(apart > POINT_ROUNDING * (1 + inside.abs().amax()), bound, 0)
     return bound.topk(k, dim=0).values[-1].amin()
 
 

@@ -61,6 +61,14 @@ class OTAD(nn.Module):
         self.stem, self.head, self.interpolation = stem, head, interpolation
         self.eval().requires_grad_(False)
 
+    def train(self, mode: bool = True) -> "OTAD":
+        """Stays in evaluation mode: batch statistics of an embedding would make answers depend on the batch, and move.
+
+        Args:
+            mode: not heeded.
+        """
+        return super().train(False)
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         return self.head(self.features(x).value)
 
@@ -238,7 +246,8 @@ class NeighborhoodInterpolation(nn.Module):
         query = x.double()
         products = inner_products(query, x_i, z_i)
         with torch.no_grad():
-            regularity, u_i, relaxed = self._potentials(products)
+            # Not of the query's products: seen from far away, points lose their distances to each other.
+            regularity, u_i, relaxed = self._potentials(inner_products(None, x_i, z_i))
         solution = interpolant(products, query, x_i, z_i, u_i, regularity, self.branch, self.smoothing)
         ones = torch.ones_like(query[:, 0])
         stats = {"relaxed": relaxed, "l": ones * regularity.l, "L": ones * regularity.L}

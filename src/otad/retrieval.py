@@ -63,11 +63,15 @@ class Retrieval(nn.Module):
     def __init__(self, embedding: nn.Module, points: Float[Tensor, "n e"]) -> None:
         super().__init__()
         self.embedding = embedding.eval().requires_grad_(False)
-        bound = getattr(embedding, "lipschitz", None)
-        self.lipschitz = float("inf") if bound is None else float(bound)
-        if bound is not None:
+        if getattr(embedding, "lipschitz", None) is not None:
             self.embedding.double()
         self.register_buffer("points", points.double())
+
+    @property
+    def lipschitz(self) -> float:
+        """As the embedding says now: its weights may have been loaded since."""
+        bound = getattr(self.embedding, "lipschitz", None)
+        return float("inf") if bound is None else float(bound)
 
     @classmethod
     def of(cls, embedding: nn.Module, inputs: Float[Tensor, "n ..."]) -> "Retrieval":

@@ -85,3 +85,8 @@ class TestSymmetries:
 def test_sizes_that_do_not_fit_are_refused(width: int, layers: int, heads: int) -> None:
     with pytest.raises(ValueError, match="divisor of width"):
         CIPNet(width, layers, heads)
+
+
+def test_no_queries_have_no_weights(net: CIPNet) -> None:
+    x, x_i, z_i = neighborhoods()
+    assert weights(net, x[:0], x_i[:0], z_i[:0], None).shape == (0, 7)

@@ -45,6 +45,12 @@ def test_a_stage_needs_sides_that_can_be_halved() -> None:
     assert factors((3, 7, 8)) == [1] * 6
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 4, 4), (2, 2, 4)])
+def test_a_batch_of_one_small_image_can_be_trained_on(shape: tuple[int, ...]) -> None:
+    backbone = residual_convnet(torch.zeros(shape), 2, width=4).train()
+    assert backbone(torch.rand(1, *shape)).shape == (1, 2)
+
+
 def test_branch_keeps_pixels_in_their_places() -> None:
     """What a branch adds to a pixel comes from its own neighbourhood, in every stage."""
     for factor in (1, 2, 4):

@@ -72,6 +72,7 @@ def run_attacks(
     """
     knowledge = (knowledge or AttackerKnowledge()).about(model)
     chosen, _ = choose(attacks, knowledge)
+    proven = None if proven is None else proven.to(x.device)
     outcomes: dict[str, Outcome] = {}
     with frozen(model, knowledge.backbone, *knowledge.relatives):
         clean_margin, correct = _judge(model, x, y, batch_size)

@@ -118,11 +118,11 @@ class _Layer(nn.Module):
 
     def forward(self, h: Float[Tensor, "batch k width"], e: Float[Tensor, "batch k k channels"]) -> Tensor:
         batch, k, width = h.shape
-        q, key, value = self.qkv(self.norm(h)).view(batch, k, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, key, value = self.qkv(self.norm(h)).view(batch, k, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         scores = (q @ key.transpose(2, 3)) * (width // self.heads) ** -0.5 + self.bias(e).permute(0, 3, 1, 2)
         attention = scores.softmax(3)  # (batch, heads, k, k)
         tokens = (attention @ value).transpose(1, 2).reshape(batch, k, width)
-        seen = (attention.transpose(1, 2) @ e).reshape(batch, k, -1)  # (batch, k, heads * channels)
+        seen = (attention.transpose(1, 2) @ e).flatten(2)  # (batch, k, heads * channels)
         h = h + self.out(torch.cat([tokens, seen], 2))
         return h + self.inner(self.inner_norm(h))
 

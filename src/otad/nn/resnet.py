@@ -23,7 +23,8 @@ def residual_convnet(
         n_classes: outputs of the head.
         n_blocks: m, residual blocks, spread evenly over the stages, the first stages taking what is left over.
         width: channels inside the branches of the first stage; doubled from stage to stage.
-        stages: at most so many; a stage needs sides that can be halved once more.
+        stages: at most so many; a stage needs sides that can be halved once more, and leaves more than one pixel, of
+            which a batch of one sample has statistics.
 
     Raises:
         ValueError: samples that are no images, or stages < 1.
@@ -35,7 +36,10 @@ def residual_convnet(
         )
     if stages < 1:
         raise ValueError(f"stages must be at least 1; got {stages}")
-    factors = [2**s for s in range(stages) if not any(side % 2**s for side in mean.shape[1:])]
+    height, width_in = mean.shape[1:]
+    factors = [
+        f for f in (2**s for s in range(stages)) if not (height % f or width_in % f) and height * width_in > f * f
+    ]
     each, more = divmod(n_blocks, len(factors))
     blocks = [
         ConvolutionBranch(tuple(mean.shape), factor, width * factor)
