@@ -75,6 +75,9 @@ def test_conditional_rows_never_count_as_certified() -> None:
     report = evaluate(model, x, y, budgets(model, x), FAST, certificate=conditional)
     assert set(report.certified_accuracy.values()) == {0.0}
     assert report.audit["certified_attacked_clean"].passed
+    randomised = certificates.Certificate(honest.label, honest.radius, np.full(20, "randomised"))
+    with pytest.raises(ValueError, match="randomised"):
+        evaluate(model, x, y, budgets(model, x), FAST, certificate=randomised)
 
 
 class Fake(nn.Module):

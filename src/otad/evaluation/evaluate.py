@@ -61,7 +61,7 @@ def evaluate(
         attacks: "quick", "standard", "strong", names of attacks, or names with settings.
         seed: of all random numbers.
         certificate: labels (class indices) and L2 radii of all n samples; rows of kind "conditional" count as
-            not certified.
+            not certified. Certified samples are spared the longer attacks.
         knowledge: what the attacker knows beside the model; attacks of a named set that lack a part are left
             out, and `extra["attacks_left_out"]` says why.
         name: of the model, for the report.
@@ -80,7 +80,8 @@ def evaluate(
 
     Raises:
         ValueError: no samples, lengths or shapes that disagree, values that are not finite, labels out of
-            range, samples outside a box, a budget named twice, an unknown attack, logits that are not finite.
+            range, samples outside a box, a budget named twice, an unknown attack, logits that are not finite, a
+            certificate of kind "randomised".
         MissingExtraError: an attack's package is not installed.
     """
     knowledge = (knowledge or AttackerKnowledge()).about(model)
@@ -93,7 +94,7 @@ def evaluate(
         began = time.perf_counter()
         predicted = _predict(model, x, y, batch_size)
         seconds = {"predict": time.perf_counter() - began}
-        radius = _radius(certificate)
+        radius = None if certificate is None else certificate.proven
         certified = _certified(certificate, radius, y.cpu().numpy(), threats)
         began = time.perf_counter()
         outcomes = _attack(
@@ -206,15 +207,6 @@ def _attack(
         )
         last[threat.norm, threat.box] = found[threat.key]
     return {threat.key: found[threat.key] for threat in threats}
-
-
-def _radius(certificate: Certificate | None) -> np.ndarray | None:
-    """Radii that count: those of kind "conditional" do not."""
-    if certificate is None:
-        return None
-    return np.where(
-        np.asarray(certificate.kind) == "conditional", 0.0, np.asarray(certificate.radius, dtype=np.float64)
-    )
 
 
 def _certified(

@@ -52,6 +52,11 @@ def check_inputs(
         raise ValueError("x has values that are not finite; remove those samples or fill them in")
     if n_attacked is not None and n_attacked < 1:
         raise ValueError(f"n_attacked must be at least 1, not {n_attacked}")
+    if certificate is not None and bool((certificate.kind == "randomised").any()):
+        raise ValueError(
+            "a certificate of kind 'randomised' holds with a probability, and certified samples would be spared "
+            "attacks: leave it out here and hold it against the result, as `otad compare` does"
+        )
     if certificate is not None and len(certificate.radius) != len(x):
         raise ValueError(f"the certificate has {len(certificate.radius)} rows, x has {len(x)}; they must agree")
     keys = [threat.key for threat in threats]

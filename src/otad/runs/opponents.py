@@ -165,9 +165,8 @@ def _unattacked(
     predicted = _predict(opponent.module, x) if certificate is None else certificate.label
     radius, certified = None, {}
     if certificate is not None:
-        # What holds only while the neighbours stay the same is not certified.
-        radius = np.where(certificate.kind == "conditional", 0.0, certificate.radius)
-        certified = {t.key: float(((predicted == y) & (radius >= t.eps)).mean()) for t in threats if t.norm == "l2"}
+        radius = certificate.proven
+        certified = {t.key: float(((predicted == y) & (radius > t.eps)).mean()) for t in threats if t.norm == "l2"}
     return Report(
         name=opponent.name,
         data=data,
