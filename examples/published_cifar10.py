@@ -16,7 +16,7 @@ Every model is attacked on the same test images at L2 0.5 and Linf 8/255. "BPDA"
 PGD with the backbone's derivative in place of the model's; on a network without interpolation it is plain PGD. "worst
 case" counts an image as kept only if it survives BPDA and every attack of the set "quick".
 
---small has 10,000 training images, 4 layers of width 64 with 4 heads (a map of R^4160), 8 channels in the learned
+--small has 8,000 training images, 4 layers of width 64 with 4 heads (a map of R^4160), 8 channels in the learned
 embedding, and a CIP-net of width 32 with 2 layers and 4 heads that learns from 10,000 problems; it attacks 100 images.
 Patches, class token, K, l, L and the budgets stay. Its training (transport cost, margin, learning rate) was chosen on a
 part of the training images.
@@ -86,7 +86,7 @@ PUBLISHED = Sizes(
     network={"width": 2048, "layers": 6, "heads": 8, "n_problems": 50_000},
 )
 SMALL = Sizes(
-    n_train=10_000,
+    n_train=8000,
     n_test=2000,
     attacked=100,
     backbone={
@@ -163,7 +163,7 @@ def set_up() -> Run:
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies; default: the variable OTAD_DATA")
     parser.add_argument("--small", action="store_true", help="the same pipeline, small")
     parser.add_argument("--n", type=int, help="test images to attack; default 1000, --small: 100")
-    parser.add_argument("--n-train", type=int, help="training images; default: all, --small: 10,000")
+    parser.add_argument("--n-train", type=int, help="training images; default: all, --small: 8000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/published-cifar10, --small: runs/small-cifar10")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
