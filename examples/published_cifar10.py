@@ -54,6 +54,7 @@ THREATS = {
     "L2 0.5": ThreatModel("l2", 0.5, (0.0, 1.0)),
     "Linf 8/255": ThreatModel("linf", 8 / 255, (0.0, 1.0)),
 }
+HEAD = "{:<26}{:>8}{:>10}{:>22}{:>22}{:>9}  {}"
 ROW = "{:<26}{:>8}{:>10}{:>10}{:>12}{:>10}{:>12}{:>9}  {}"
 
 
@@ -296,7 +297,7 @@ def summary(facts: dict[str, Any]) -> str:
     n, (l2, linf) = facts["n_attacked"], THREATS
     lines = [
         f"per cent; clean over {facts['n_test']:,} test images and over the {n} that were attacked",
-        ROW.format("", "clean", f"clean, {n}", "BPDA, 20", "steps*", "worst", "case", "ms each", "failed audit checks"),
+        HEAD.format("", "clean", f"of {n}", "BPDA, 20 steps*", "worst case", "ms each", "failed audit checks"),
         ROW.format("", "", "", l2, linf, l2, linf, "", ""),
     ]
     for row in facts["rows"]:
