@@ -11,6 +11,7 @@ import numpy as np
 
 from otad.data.arrays import read_npz
 from otad.data.cells import read_h5ad
+from otad.data.cifar import holds_cifar10, read_cifar10
 from otad.data.dataset import Dataset, Features
 from otad.data.images import read_image_folder, to_unit
 from otad.data.named import NAMES, read_named
@@ -41,8 +42,9 @@ def load(
     seed. The same arguments give the same samples in the same order.
 
     Args:
-        source: a key of NAMES, a file (.csv, .csv.gz, .parquet, .npz, .h5ad) or a folder of images by class.
-            A name wins over a file of that name; write ./digits for the file.
+        source: a key of NAMES, a file (.csv, .csv.gz, .parquet, .npz, .h5ad), a folder of images by class, or
+            CIFAR-10's own folder cifar-10-batches-bin. A name wins over a file of that name; write ./digits for the
+            file.
         data_dir: where named data sets lie; without it the environment variable OTAD_DATA.
         n_train: keep so many training samples, a stratified random subset.
         n_test: keep so many test samples, likewise.
@@ -151,6 +153,8 @@ def _read(
     if not path.exists():
         raise DataError(_not_found(text))
     name = path.name or path.resolve().name
+    if path.is_dir() and holds_cifar10(path):
+        return read_cifar10(path), name
     if path.is_dir():
         return read_image_folder(path, label_required=label_required), name
     if path.name.endswith(TABLE_SUFFIXES):
