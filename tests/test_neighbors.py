@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
-from otad.neighbors import nearest_neighbors
+from otad.neighbors import indexed, nearest_neighbors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -48,3 +48,19 @@ def test_one_point_far_out_does_not_blind_the_search() -> None:
 def test_of_many_ties_the_smallest_indices_are_found() -> None:
     points = torch.eye(60, dtype=torch.float64).flip(0)
     assert nearest_neighbors(torch.zeros(2, 60, dtype=torch.float64), points, 5)[1].tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_an_index_is_of_its_points_alone_and_only_while_they_stay(offset: float) -> None:
+    """Whether the offset is taken off a copy or off the queries, the neighbours are those of fresh differences."""
+    rng = np.random.default_rng(2)
+    points, x = (torch.from_numpy(rng.normal(size=(n, 6)) + offset) for n in (200, 30))
+    index = indexed(points, None)
+    assert indexed(points, index) is index
+    assert indexed(points.clone(), index) is not index
+    points[0] = x[0]
+    fresh = indexed(points, index)
+    assert fresh is not index
+    assert fresh.nearest(x, 1)[1][0] == 0
+    order = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1)[:, :5]
+    assert torch.equal(fresh.nearest(x, 5)[1], order)

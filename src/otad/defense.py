@@ -13,6 +13,7 @@ from otad.cip.interpolation import BRANCHES, Branch, interpolant
 from otad.cip.mean_potential import MeanPotential
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
+from otad.neighbors import PointIndex, indexed
 from otad.nn.cip_net import CIPNet, Imitation
 from otad.retrieval import Neighbors, Retrieval, neighborhood
 
@@ -185,6 +186,7 @@ class NeighborhoodInterpolation(nn.Module):
         if retrieval is not None and len(retrieval.points) != len(x):
             raise ValueError(f"the retrieval holds {len(retrieval.points)} points, but there are {len(x)} to retrieve")
         self.retrieval = retrieval
+        self._index: PointIndex | None = None
         # In float64, whatever the queries are: near points lose their distances in float32.
         self.register_buffer("x", x.double())
         self.register_buffer("z", z.double())
@@ -236,7 +238,8 @@ class NeighborhoodInterpolation(nn.Module):
         if (coordinates is None) != (self.retrieval is None):
             raise ValueError("coordinates go with a retrieval: give both or neither")
         if self.retrieval is None or coordinates is None:
-            return neighborhood(x, self.x, k)
+            self._index = indexed(self.x, self._index)
+            return neighborhood(x, self._index, k)
         return self.retrieval.nearest(coordinates, k)
 
     def solve(

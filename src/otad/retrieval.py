@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from otad.neighbors import nearest_neighbors
+from otad.neighbors import PointIndex, indexed
 
 __all__ = ["Neighbors", "Retrieval", "neighborhood"]
 
@@ -27,15 +27,15 @@ class Neighbors(NamedTuple):
     next_distance: Float[Tensor, " batch"]
 
 
-def neighborhood(x: Float[Tensor, "batch e"], points: Float[Tensor, "n e"], k: int) -> Neighbors:
+def neighborhood(x: Float[Tensor, "batch e"], index: PointIndex, k: int) -> Neighbors:
     """The k nearest of the points, and how far away the next one is; no gradient.
 
     Args:
         x: queries.
-        points: what is searched.
+        index: of the n points that are searched.
         k: neighbours, at most n.
     """
-    distances, indices = nearest_neighbors(x.detach().double(), points, min(k + 1, len(points)))
+    distances, indices = index.nearest(x.detach().double(), min(k + 1, len(index.points)))
     beyond = distances[:, k] if distances.shape[1] > k else torch.full_like(distances[:, 0], torch.inf)
     return Neighbors(distances[:, :k], indices[:, :k], beyond)
 
@@ -65,6 +65,7 @@ class Retrieval(nn.Module):
         self.embedding = embedding.eval().requires_grad_(False)
         if getattr(embedding, "lipschitz", None) is not None:
             self.embedding.double()
+        self._index: PointIndex | None = None
         self.register_buffer("points", points.double())
 
     @property
@@ -86,7 +87,8 @@ class Retrieval(nn.Module):
 
     def nearest(self, coordinates: Float[Tensor, "batch e"], k: int) -> Neighbors:
         """The k training points nearest to these coordinates."""
-        return neighborhood(coordinates, self.points, k)
+        self._index = indexed(self.points, self._index)
+        return neighborhood(coordinates, self._index, k)
 
     def _apply(self, fn, recurse=True):  # type: ignore[override]
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
