@@ -33,3 +33,14 @@ def test_the_seed_decides() -> None:
     deform = Deformations()
     assert torch.equal(deform(images(), seeded(3)), deform(images(), seeded(3)))
     assert not torch.equal(deform(images(), seeded(3)), deform(images(), seeded(4)))
+
+
+def test_rotation_is_in_radians_also_where_sides_differ() -> None:
+    """Ramps of the coordinates come back as coordinates of where each pixel came from."""
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(80.0), indexing="ij")
+    ramps = torch.stack([rows, columns]).expand(100, -1, -1, -1)
+    came_from = Deformations(shift=0, rotation=0.1, stretch=0, bend=0)(ramps, seeded(5))[:, :, 8:12, 36:44]
+    down_along_row = (came_from[:, 0, 0, -1] - came_from[:, 0, 0, 0]) / 7
+    across_along_column = (came_from[:, 1, -1, 0] - came_from[:, 1, 0, 0]) / 3
+    for slope, most in ((down_along_row, 0.1), (across_along_column, 0.2)):
+        assert 0.8 * most < slope.abs().max() <= most + 1e-3

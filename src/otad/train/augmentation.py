@@ -45,8 +45,9 @@ class Deformations:
 
         angle, shear, side = uniform(self.rotation), uniform(self.rotation), 1 + uniform(self.stretch, 2)
         maps = torch.zeros(n, 2, 3)
-        maps[:, 0, 0], maps[:, 0, 1] = side[:, 0] * angle.cos(), shear - side[:, 1] * angle.sin()
-        maps[:, 1, 0], maps[:, 1, 1] = side[:, 0] * angle.sin(), side[:, 1] * angle.cos()
+        aspect = height / width
+        maps[:, 0, 0], maps[:, 0, 1] = side[:, 0] * angle.cos(), (shear - side[:, 1] * angle.sin()) * aspect
+        maps[:, 1, 0], maps[:, 1, 1] = side[:, 0] * angle.sin() / aspect, side[:, 1] * angle.cos()
         maps[:, :, 2] = uniform(self.shift, 2) / half
         grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
         moves = self.bend * torch.randn(n, 2, BUMPS, BUMPS, generator=draws) / half[:, None, None]
