@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from torch import Tensor
 
 from otad.certificate import ROUNDING, Certificate, certify
-from otad.cip import BrenierPotential
-from otad.defense import OTAD, GlobalInterpolation
+from otad.cip import BrenierPotential, Regularity
+from otad.defense import OTAD
 from otad.errors import DataError, OTADError
 from otad.explanation import Explanation, explain
 from otad.fitting import (
@@ -243,11 +243,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def _keep(self, module: OTAD) -> None:
         """The module, and what is known of it."""
         self.module_, self.stem_, self.head_ = module, module.stem, module.head
-        if isinstance(module.interpolation, GlobalInterpolation):
-            potential = module.interpolation.potential
-            self.regularity_, self.lipschitz_ = potential.regularity, potential.lipschitz
-        else:
-            self.regularity_, self.lipschitz_ = fixed_regularity(self.get_params(deep=False)), None
+        potential = getattr(module.interpolation, "potential", None)
+        bounds = fixed_regularity(self.get_params(deep=False))
+        self.regularity_: Regularity | None = bounds if potential is None else potential.regularity
+        self.lipschitz_: float | None = None if potential is None else potential.lipschitz
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (n, classes); for two classes their difference (n,), positive for classes_[1]."""
