@@ -296,6 +296,34 @@ def test_predict_writes_csv(run: Run, trained: Path, tmp_path: Path) -> None:
     assert len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
 
 
+def test_a_potential_is_refined_certified_attacked_and_loaded(run: Run, tmp_path: Path) -> None:
+    words = ["--n-train", "200", "--n-test", "40", "--epochs", "4", "--device", "cpu", "--quiet"]
+    words += ["--radii", "0.5", "--attacks", "lines", "--n-attack", "10", "--target-radius", "0.5"]
+    code, out, err = run("train", "digits", "--out", tmp_path / "run", *words)
+    assert code == 0, err
+    assert "features reproduced" not in out
+    assert "before and after refinement for L2 0.5" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["lipschitz"] == pytest.approx(1)
+    refinement = metrics["extra"]["refinement"]
+    assert refinement["target_radius"] == 0.5
+    fit = metrics["extra"]["training_fit"]
+    assert "feature_error" not in fit
+    assert fit["train_accuracy"] == pytest.approx(refinement["after"]["accuracy"], abs=0.01)
+    assert metrics["certified_accuracy"]["0.5"] <= metrics["clean_accuracy"]
+    html = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Before and after refinement" in html
+    assert "--target-radius 0.5" in html
+    rows = list(csv.DictReader(io.StringIO(run("predict", tmp_path / "run", "digits", "--quiet")[1])))
+    right = np.mean([row["predicted"] == row["label"] for row in rows])
+    assert right == pytest.approx(metrics["clean_accuracy"])
+
+
+@pytest.mark.parametrize("words", [["--target-radius", "0"], ["--target-radius", "1", "--interpolation", "network"]])
+def test_a_target_radius_that_cannot_be_is_refused(run: Run, tmp_path: Path, words: list[str]) -> None:
+    assert "target_radius" in one_line(*run("train", "digits", "--out", tmp_path / "run", *TINY, *words))
+
+
 @pytest.mark.parametrize("backbone", ["resnet", "transformer"])
 def test_another_backbone_is_trained_and_saved(run: Run, tmp_path: Path, backbone: str) -> None:
     few = [*TINY, "--epochs", "4", "--n-train", "100", "--n-test", "20", "--attacks", "none"]

@@ -156,6 +156,30 @@ def test_damaged_and_foreign_folders(fitted: OTADClassifier, tmp_path: Path) -> 
         OTADClassifier.load(folder)
 
 
+def test_a_folder_of_an_older_version_is_loaded_or_refused_in_one_line(
+    fitted: OTADClassifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    fitted.save(tmp_path)
+    facts = json.loads((tmp_path / "model.json").read_text())
+    for later in ("refinement", "network_error", "network_history", "embedding_history"):
+        del facts[later]
+    for later in ("target_radius", "retrieval", "network_width"):
+        del facts["parameters"][later]
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    loaded = OTADClassifier.load(tmp_path)
+    assert loaded.refinement_ is None
+    np.testing.assert_array_equal(loaded.decision_function(digits[0][:50]), fitted.decision_function(digits[0][:50]))
+    for part in ("seed", "history"):
+        (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if k != part}))
+        with pytest.raises(ModelFolderError, match="of another version") as found:
+            OTADClassifier.load(tmp_path)
+        assert "\n" not in str(found.value)
+    facts["parameters"]["temperature"] = 1.0
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ModelFolderError, match="temperature"):
+        OTADClassifier.load(tmp_path)
+
+
 def test_same_seed_same_model(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
     first, second = (OTADClassifier(**QUICK).fit(X[:200], y[:200]) for _ in range(2))  # type: ignore[arg-type]
@@ -242,6 +266,27 @@ def test_refined_for_a_radius_certifies_more_and_survives_saving(
     assert loaded.refinement_ == clf.refinement_
     found = clf.explain(X[:20], k=3)
     assert set(found.indices.ravel()) <= set(range(150))
+    fit = clf.training_fit()
+    assert "feature_error" not in fit
+    assert fit == loaded.training_fit()
+    assert fit["train_accuracy"] == pytest.approx(clf.score(X, y))
+    assert fit["backbone_train_accuracy"] == pytest.approx((backbone_labels(clf, X) == y).mean())
+    assert fit["agreement"] == pytest.approx((backbone_labels(clf, X) == clf.predict(X)).mean())
+
+
+def backbone_labels(clf: OTADClassifier, X: np.ndarray) -> np.ndarray:
+    return clf.classes_[clf.backbone_(torch.tensor(X, dtype=torch.float32)).argmax(1).numpy()]
+
+
+@pytest.mark.slow
+def test_a_refined_potential_lies_on_any_backbone(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """Whose points may have more coordinates than its inputs."""
+    X, y = digits[0][:60].reshape(-1, 1, 8, 8), digits[1][:60]
+    settings = QUICK | {"backbone": "transformer", "backbone_options": {"patch": 4, "heads": 2, "hidden": 16}}
+    clf = OTADClassifier(target_radius=0.5, **settings).fit(X, y)  # type: ignore[arg-type]
+    assert clf.transport_.x.shape[1] != 64
+    assert clf.lipschitz_ == pytest.approx(1.0)
+    assert clf.decision_function(X).shape == (60, 10)
 
 
 def test_target_radius_needs_the_global_potential() -> None:

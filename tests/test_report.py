@@ -229,6 +229,24 @@ def test_the_terminal_table(report: Report) -> None:
     assert len(widths) == 1, "columns line up"
 
 
+def test_a_refined_model_is_told_before_and_after(report: Report, pictures: dict) -> None:
+    facts = {"accuracy": 0.25, "certified": 0.125}, {"accuracy": 0.96, "certified": 0.81}
+    extra = {
+        "training_fit": {"agreement": 0.93, "train_accuracy": 0.96, "backbone_train_accuracy": 0.95},
+        "refinement": {"target_radius": 0.5, "before": facts[0], "after": facts[1], "history": []},
+    }
+    refined = replace(report, extra=report.extra | extra)
+    table, text = refined.table(), Page(refined.to_html(**pictures)).text
+    for words in (table, text):
+        assert "features reproduced" not in words
+        assert "largest error of a training feature" not in words
+        for share in ("25.0 %", "12.5 %", "96.0 %", "81.0 %", "93.0 %"):
+            assert share in words
+    assert "before and after refinement for L2 0.5" in table
+    assert "Before and after refinement" in text
+    assert "refinement" not in report.table() + Page(report.to_html(**pictures)).text
+
+
 def test_a_certificate_above_the_attack_is_called_a_contradiction(report: Report) -> None:
     assert report.contradictions() == []
     wrong = replace(report, certified_accuracy={"0.5": 0.85})

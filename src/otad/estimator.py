@@ -1,10 +1,9 @@
 """The scikit-learn face: fit, predict, certify, explain, save, load."""
 
-import logging
-import math
+import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +16,38 @@ from torch import Tensor
 
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
+from otad.defense import OTAD
 from otad.errors import DataError, OTADError
-from otad.nn import BACKBONES, Backbone, EncodedStem, MaxMinEncoder, build_backbone
-from otad.nn.cip_net import CIPNet, Imitation
-from otad.nn.embedding import build_embedding
-from otad.retrieval import Retrieval
+from otad.explanation import Explanation, explain
+from otad.fitting import (
+    check_parameters,
+    fit_network,
+    fit_refined,
+    fit_retrieval,
+    fixed_regularity,
+    interpolated,
+    measured_network,
+    network_state,
+    restored_backbone,
+    restored_network,
+    restored_refined,
+    restored_retrieval,
+    retrieval_state,
+    train_backbone,
+    training_fit,
+    training_options,
+    transport_of,
+)
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
-from otad.train import Deformations, anchored_potential, fit_backbone, fit_embedding, refine
-from otad.train.cip_net import compare, imitate
-from otad.transport import health, read_transport_map
+from otad.transport import health
 
 __all__ = ["Explanation", "OTADClassifier", "load_model"]
 
-logger = logging.getLogger(__name__)
+AT_ONCE = 256
 
-PIECES = 500  # of a refined potential
-ENCODED = 256  # units of the encoder under it, at most
-ANCHORS = 3.0  # length of the features that its pieces start with, in target radii
-
-ALLOWED = {
-    "interpolation": ("global", "neighborhood", "network"),
-    "backbone": tuple(BACKBONES),
-    "branch": (None, "lower", "upper", "mean"),
-    "infeasible": ("relax", "raise"),
-    "retrieval": ("euclidean", "learned", "robust"),
-}
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The training samples that make up each feature.
-
-    Attributes:
-        indices: of training samples, most weight first, shape (n, k).
-        weights: their convex weights, shape (n, k); rows sum to 1 where k is large enough to hold all active samples.
-    """
-
-    indices: np.ndarray
-    weights: np.ndarray
+# What is saved by its name and an underscore; models saved before there was one of the later have the value given.
+LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds")
+LATER = {"refinement": None, "network_error": {}, "network_history": [], "embedding_history": []}
 
 
 class OTADClassifier(ClassifierMixin, BaseEstimator):
@@ -198,201 +190,63 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: (n, features), or images (n, c, h, w) in [0, 1]; arrays or a data frame. Certificates are in the units
-                of X,
-                so bring columns to comparable scales first.
+                of X, so bring columns to comparable scales first.
             y: (n,) labels of at least two classes.
 
         Raises:
             ValueError: data that cannot be used, or a parameter out of its range.
         """
-        self._check_parameters()
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        inputs, labels = self._training_set(X, y)
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        training = training_options(parameters, self.seed_)
+        self.seconds_: dict[str, float] = {}
+        with self._stage("train"):
+            self.backbone_, self.history_ = train_backbone(parameters, inputs, labels, len(self.classes_), training)
+        with self._stage("transport map"):
+            self.transport_ = transport = transport_of(self.backbone_, inputs, labels)
+            self.health_ = health(transport)
+        with self._stage("retrieval"):
+            found = fit_retrieval(parameters, inputs, labels, transport.samples, training)
+            retrieval, self.embedding_history_ = found
+        self.refined_, self.refinement_, self.network_error_, self.network_history_ = None, None, {}, []
+        with self._stage("potential"):
+            if self.target_radius is None:
+                module = interpolated(parameters, self.backbone_, transport, retrieval)
+            else:
+                found = fit_refined(self.target_radius, self.backbone_, transport, inputs, labels, training)
+                self.refined_, self.refinement_ = found
+                module = self.refined_.module()
+        if self.interpolation == "network":
+            with self._stage("network"):
+                found = fit_network(parameters, module, training)
+                module, self.network_error_, self.network_history_ = found
+        self._keep(module)
+        return self
+
+    def _training_set(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True, ensure_min_samples=2)
         check_classification_targets(y)
         self.input_shape_ = tuple(X.shape[1:])
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"fit needs samples of at least 2 classes; y has only one class, {self.classes_[0]!r}")
-        seed = self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
-        inputs, labels = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(encoded.astype(np.int64))
+        return torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(encoded.astype(np.int64))
 
-        self.seconds_: dict[str, float] = {}
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        self._train(inputs, labels, seed)
-        started = self._lap("train", started)
-        self.transport_ = read_transport_map(self.backbone_, inputs, labels)
-        if not self.transport_.z.isfinite().all():
-            raise OTADError("training diverged: features are not finite; lower learning_rate or scale the columns of X")
-        if self.transport_.conflicts:
-            logger.warning("%d points carry samples of different classes", self.transport_.conflicts)
-        self.health_ = health(self.transport_)
-        started = self._lap("transport map", started)
-        retrieval = self._learn_retrieval(inputs, labels, seed)
-        started = self._lap("retrieval", started)
-        self.stem_, self.head_, self.pieces_, self.refinement_ = self.backbone_.stem, self.backbone_.head, None, None
-        potential = None if self.target_radius is None else self._refined(inputs, labels, seed)
-        self.module_ = self._defended(potential, retrieval)
-        started = self._lap("potential", started)
-        self.network_error_, self.network_history_ = {}, []
-        if self.interpolation == "network":
-            self._imitate(seed)
-            self._lap("network", started)
-        return self
+        yield
+        self.seconds_[name] = time.perf_counter() - started
 
-    def _train(self, inputs: Tensor, labels: Tensor, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.backbone_ = self._untrained(inputs.mean(0))
-        history = fit_backbone(
-            self.backbone_,
-            inputs,
-            labels,
-            alpha=self.alpha,
-            margin=self.margin,
-            epochs=self._epochs(len(inputs)),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            **self._run_options(seed),
-        )
-        self.history_ = [vars(epoch).copy() for epoch in history]
-
-    def _imitate(self, seed: int) -> None:
-        """Put a network in place of the solver that the module holds.
-
-        What it learns from is drawn in stem space; a learned or robust retrieval embeds the inputs of these points, by
-        `stem.inverse`, so that their neighbours are chosen as those of any input are.
-        """
-        solver, head = self.module_.interpolation, self.backbone_.head
-        assert isinstance(solver, NeighborhoodInterpolation)
-        inverse: Callable[[Tensor], Tensor] = self.backbone_.stem.inverse  # type: ignore[assignment]
-        interpolation, found, history = imitate(
-            solver,
-            head,
-            coordinates=lambda points: self.module_.coordinates(inverse(points)),
-            width=self.network_width,
-            layers=self.network_layers,
-            heads=self.network_heads,
-            n_problems=self.network_problems,
-            seed=seed,
-            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
-            resume=self.resume,
-            device=self.device,
-            progress=self.verbose,
-        )
-        self.network_error_ = {queries: imitation.to_dict() for queries, imitation in found.items()}
-        self.network_history_ = [vars(epoch).copy() for epoch in history]
-        for queries, imitation in found.items():
-            if imitation.near:
-                logger.info("CIP-net on %s: %s", queries, imitation)
-            else:
-                logger.warning("the network is far from the exact solution on %s: %s", queries, imitation)
-        self.module_ = OTAD(self.backbone_.stem, interpolation, head)
-
-    def _untrained(self, mean: Tensor) -> Backbone:
-        sizes = {"n_blocks": self.n_blocks, "width": self.width, "options": self.backbone_options}
-        return build_backbone(self.backbone, mean, len(self.classes_), **sizes)
-
-    def _learn_retrieval(self, inputs: Tensor, labels: Tensor, seed: int) -> Retrieval | None:
-        if self.retrieval == "euclidean":
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            embedding = build_embedding(self.retrieval, inputs.mean(0), self.embedding_width)
-        history = fit_embedding(embedding, inputs, labels, epochs=self.embedding_epochs, **self._run_options(seed))
-        self.embedding_history_ = [vars(epoch).copy() for epoch in history]
-        retrieval = Retrieval.of(embedding, inputs[self.transport_.samples])
-        if not retrieval.points.isfinite().all():
-            raise OTADError("training the embedding diverged: coordinates are not finite; scale the columns of X")
-        return retrieval
-
-    def _run_options(self, seed: int) -> dict[str, Any]:
-        """Of every training loop."""
-        return {
-            "seed": seed,
-            "checkpoint": Path(self.checkpoint) if self.checkpoint is not None else None,
-            "resume": self.resume,
-            "device": self.device,
-            "mixed_precision": self.mixed_precision,
-            "progress": self.verbose,
-        }
-
-    def _epochs(self, n: int) -> int:
-        if self.epochs is not None:
-            return self.epochs
-        return max(12, math.ceil(500 / math.ceil(n / self.batch_size)))
-
-    def _lap(self, stage: str, started: float) -> float:
-        now = time.perf_counter()
-        self.seconds_[stage] = now - started
-        return now
-
-    def _bounds(self) -> Regularity | None:
-        if self.smoothness is None:
-            return None
-        return Regularity(self.strong_convexity if self.strong_convexity is not None else 0.0, self.smoothness)
-
-    def _refined(self, inputs: Tensor, labels: Tensor, seed: int) -> BrenierPotential:
-        """A potential trained on all samples, on an encoder trained along; its pieces start at some of the samples."""
-        radius = float(self.target_radius)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.stem_, self.head_ = self._encoded()
-            self.pieces_ = torch.randperm(len(self.transport_.x))[:PIECES]
-        chosen = self.transport_.samples[self.pieces_]
-        with torch.no_grad():
-            start = anchored_potential(
-                self.stem_(inputs[chosen]), self.transport_.y[self.pieces_], self.head_, ANCHORS * radius
-            )
-        found = refine(
-            start,
-            self.head_,
-            self.stem_,
-            inputs,
-            labels,
-            target_radius=radius,
-            augment=Deformations() if inputs.ndim == 4 else None,
-            seed=seed,
-            checkpoint=Path(self.checkpoint) if self.checkpoint is not None else None,
-            resume=self.resume,
-            progress=self.verbose,
-        )
-        history = [vars(epoch).copy() for epoch in found.history]
-        self.refinement_ = {"before": found.before, "after": found.after, "history": history}
-        return found.potential
-
-    def _encoded(self) -> tuple[EncodedStem, torch.nn.Linear]:
-        """A stem with an encoder, and a head of orthonormal rows that is not trained."""
-        d = math.prod(self.input_shape_)
-        width = min(ENCODED, max(2, d - d % 2))
-        head = torch.nn.Linear(width, len(self.classes_)).requires_grad_(False)
-        torch.nn.init.orthogonal_(head.weight)
-        torch.nn.init.zeros_(head.bias)
-        return EncodedStem(self.backbone_.stem, MaxMinEncoder(d, width)), head
-
-    def _defended(self, potential: BrenierPotential | None = None, retrieval: Retrieval | None = None) -> OTAD:
-        transport, regularity = self.transport_, self._bounds()
-        interpolation: torch.nn.Module
-        if self.interpolation == "global":
-            ratio = -1.0 if self.ratio is None else self.ratio
-            if potential is None:
-                potential = BrenierPotential.fit(transport.x, transport.z, ratio, regularity=regularity)
-            # A refined potential has learned its lower branch; the upper one would be another function.
-            branch = "lower" if self.pieces_ is not None else self.branch or "mean"
-            interpolation = GlobalInterpolation(potential, branch)  # type: ignore[arg-type]
-            self.regularity_, self.lipschitz_ = potential.regularity, potential.lipschitz
-        else:
-            interpolation = NeighborhoodInterpolation(
-                transport.x,
-                transport.z,
-                k=self.n_neighbors,
-                retrieval=retrieval,
-                regularity=regularity,
-                ratio=0.0 if self.ratio is None else self.ratio,
-                factor=self.smoothness_factor,
-                branch=self.branch or "lower",  # type: ignore[arg-type]
-                infeasible=self.infeasible,  # type: ignore[arg-type]
-            )
-            self.regularity_, self.lipschitz_ = regularity, None
-        return OTAD(self.stem_, interpolation, self.head_)
+    def _keep(self, module: OTAD) -> None:
+        """The module, and what is known of it."""
+        self.module_, self.stem_, self.head_ = module, module.stem, module.head
+        potential = getattr(module.interpolation, "potential", None)
+        bounds = fixed_regularity(self.get_params(deep=False))
+        self.regularity_: Regularity | None = bounds if potential is None else potential.regularity
+        self.lipschitz_: float | None = None if potential is None else potential.lipschitz
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (n, classes); for two classes their difference (n,), positive for classes_[1]."""
@@ -420,19 +274,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             X: as in `predict`.
             k: samples to name.
         """
-        inputs = self._inputs(X)
-        rows = [self._explain(part, k) for part in inputs.split(256)]
-        return Explanation(np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows]))
-
-    def _explain(self, inputs: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        with torch.no_grad():
-            stats = self.module_.features(inputs).stats
-        # A point may carry weight in the lower and in the upper potential: add them up.
-        samples = self.transport_.samples if self.pieces_ is None else self.transport_.samples[self.pieces_]
-        dense = torch.zeros(len(inputs), len(samples), dtype=torch.float64)
-        dense.scatter_add_(1, stats["indices"], stats["weights"])
-        best = dense.topk(min(k, dense.shape[1]), dim=1)
-        return samples[best.indices].numpy(), best.values.numpy()
+        inputs, samples = self._inputs(X), self.transport_.samples
+        return explain(self.module_, samples if self.refined_ is None else samples[self.refined_.pieces], inputs, k)
 
     def measure_network(self, X: Any) -> dict[str, float]:
         """How near the network comes to the exact solution at these samples; see `network_error_`.
@@ -443,70 +286,34 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: the interpolation is no network.
         """
-        inputs, module = self._inputs(X), self.module_
-        interpolation = module.interpolation
-        if not isinstance(interpolation, NetworkInterpolation):
-            raise ValueError(f"interpolation={self.interpolation!r} has no network to measure")
-        solver = interpolation.solver
-
-        def query(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            x = module.stem(part).double()
-            return x, *solver.neighbors(x, module.coordinates(part))[:2]
-
-        return compare(solver, interpolation.net, module.head, map(query, inputs.split(256))).to_dict()
+        return measured_network(self.module_, self._inputs(X))
 
     def training_fit(self) -> dict[str, float]:
-        """How exactly the interpolant reproduces the training set.
+        """How well the classifier fits the training set.
 
         Returns:
-            "feature_error", the largest |z(x_i) - z_i| in any coordinate; "agreement", the share of training points
-            that the classifier labels as the backbone does; "train_accuracy", "backbone_train_accuracy".
-
-        Raises:
-            ValueError: the potential was refined, hence interpolates nothing.
+            "agreement", the share of training points that the classifier labels as the backbone does;
+            "train_accuracy", "backbone_train_accuracy"; and unless refined, "feature_error", the largest
+            |z(x_i) - z_i| in any coordinate. A refined potential reproduces no features; see `refinement_`.
         """
         check_is_fitted(self)
-        if self.pieces_ is not None:
-            raise ValueError("a refined potential interpolates nothing; see refinement_ for its fit before and after")
-        transport, head, interpolation = self.transport_, self.backbone_.head, self.module_.interpolation
-        parts = transport.x.split(256)
-        retrieval = interpolation.retrieval
-        where = [None] * len(parts) if retrieval is None else retrieval.points.split(256)  # type: ignore[union-attr]
-        with torch.no_grad():
-            z = torch.cat([interpolation(part, at).value for part, at in zip(parts, where)])
-            ours, theirs = head(z).argmax(1), head(transport.z).argmax(1)
-        weight = transport.counts.double() / transport.counts.sum()
-        return {
-            "feature_error": float((z - transport.z).abs().amax()),
-            "agreement": float((weight * (ours == theirs)).sum()),
-            "train_accuracy": float((weight * (ours == transport.y)).sum()),
-            "backbone_train_accuracy": float((weight * (theirs == transport.y)).sum()),
-        }
+        return training_fit(self.module_, self.backbone_, self.transport_)
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""
         check_is_fitted(self)
-        interpolation = self.module_.interpolation
-        potential, retrieval = getattr(interpolation, "potential", None), interpolation.retrieval
+        interpolation, refined = self.module_.interpolation, self.refined_
+        names = [*LEARNED, *LATER, *(["feature_names_in"] if hasattr(self, "feature_names_in_") else [])]
         modules = {"backbone": self.backbone_.state_dict()}
-        learned = {name: getattr(self, f"{name}_") for name in LEARNED}
-        learned |= {"network_error": self.network_error_, "network_history": self.network_history_}
-        if isinstance(retrieval, Retrieval):
-            modules["retrieval"] = retrieval.state_dict()
-            learned["embedding_history"] = self.embedding_history_
-        if isinstance(interpolation, NetworkInterpolation):
-            modules["network"] = interpolation.net.state_dict()
-        if hasattr(self, "feature_names_in_"):
-            learned["feature_names_in"] = self.feature_names_in_
-        if isinstance(self.stem_, EncodedStem):
-            modules |= {"encoders": self.stem_.encoders.state_dict(), "head": self.head_.state_dict()}
+        modules |= retrieval_state(interpolation) | network_state(interpolation)
+        potential = getattr(interpolation, "potential", None)
         saved = SavedClassifier(
             parameters=self.get_params() | {"random_state": _number(self.random_state)},
-            learned=learned,
-            modules=modules,
+            learned={name: getattr(self, f"{name}_") for name in names},
+            modules=modules | ({} if refined is None else refined.state()),
             transport=self.transport_,
             potential=potential if isinstance(potential, BrenierPotential) else None,
-            pieces=self.pieces_,
+            pieces=None if refined is None else refined.pieces,
         )
         write_classifier(Path(folder), saved)
 
@@ -520,45 +327,27 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         saved = read_classifier(Path(folder))
         with describing_damage(Path(folder)), torch.random.fork_rng(devices=[]):
             self = cls(**saved.parameters)
-            self._check_parameters()
-            self.network_error_, self.network_history_ = {}, []  # in models saved before there was a network
-            for name in {*LEARNED, *saved.learned}:
-                setattr(self, f"{name}_", saved.learned[name])
+            parameters = self.get_params(deep=False)
+            check_parameters(parameters)
+            learned = copy.deepcopy(LATER) | saved.learned
+            for name in {*LEARNED, *learned}:
+                setattr(self, f"{name}_", learned[name])
             self.transport_ = saved.transport
-            self.backbone_ = self._untrained(torch.zeros(self.input_shape_))
-            self.backbone_.load_state_dict(saved.modules["backbone"])
-            self.backbone_.eval().requires_grad_(False)
-            self.stem_, self.head_, self.pieces_ = self.backbone_.stem, self.backbone_.head, saved.pieces
-            if self.pieces_ is not None:
-                self.stem_, self.head_ = self._encoded()
-                self.stem_.encoders.load_state_dict(saved.modules["encoders"])
-                self.head_.load_state_dict(saved.modules["head"])
-            self.module_ = self._defended(saved.potential, self._restored_retrieval(saved.modules))
+            self.backbone_ = restored_backbone(parameters, self.input_shape_, len(self.classes_), saved.modules)
+            self.refined_ = restored_refined(self.backbone_, saved)
+            if self.refined_ is None:
+                retrieval = restored_retrieval(parameters, self.input_shape_, saved.modules)
+                module = interpolated(parameters, self.backbone_, saved.transport, retrieval, saved.potential)
+            else:
+                module = self.refined_.module()
             if self.interpolation == "network":
-                self._restore_network(saved.modules["network"])
+                module = restored_network(parameters, module, self.network_error_, saved.modules)
+            self._keep(module)
         return self
-
-    def _restore_network(self, weights: dict[str, Tensor]) -> None:
-        """Put a saved network in place of the solver that the module holds."""
-        net = CIPNet(self.network_width, self.network_layers, self.network_heads)
-        net.load_state_dict(weights)
-        imitation = Imitation(**self.network_error_["new samples"])  # type: ignore[arg-type]
-        interpolation = NetworkInterpolation(self.module_.interpolation, net, imitation)  # type: ignore[arg-type]
-        self.module_ = OTAD(self.backbone_.stem, interpolation, self.backbone_.head)
-
-    def _restored_retrieval(self, modules: dict[str, dict[str, Tensor]]) -> Retrieval | None:
-        if self.retrieval == "euclidean":
-            return None
-        state = dict(modules["retrieval"])
-        points = state.pop("points")
-        embedding = build_embedding(self.retrieval, torch.zeros(self.input_shape_), self.embedding_width)
-        weights = {name.removeprefix("embedding."): value for name, value in state.items()}
-        embedding.load_state_dict(weights, assign=True)  # in the precision of the file
-        return Retrieval(embedding, points)
 
     def _logits(self, X: Any) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([self.module_(part) for part in self._inputs(X).split(256)])
+            logits = torch.cat([self.module_(part) for part in self._inputs(X).split(AT_ONCE)])
         if not logits.isfinite().all():
             raise OTADError("the model's logits are not finite; its weights are damaged or X is far out of range")
         return logits
@@ -569,63 +358,6 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         if X.shape[1:] != self.input_shape_:
             raise DataError(f"X has samples of shape {X.shape[1:]}, but fit saw samples of shape {self.input_shape_}")
         return torch.from_numpy(np.ascontiguousarray(X))
-
-    def _check_parameters(self) -> None:
-        for name, allowed in ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name} must be one of {options}; got {getattr(self, name)!r}")
-        optional = ("epochs", "n_blocks", "embedding_epochs", "embedding_width")
-        sizes = ("network_width", "network_layers", "network_heads", "network_problems")
-        for name in ("batch_size", "n_neighbors", *optional, *sizes):
-            value = getattr(self, name)
-            if name in optional and value is None:
-                continue
-            if not (isinstance(value, int | np.integer) and value >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-        for name, least in {"alpha": 0, "margin": 0, "smoothness_factor": 1}.items():
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least {least}; got {getattr(self, name)!r}")
-        if self.ratio is not None and not -math.inf < self.ratio <= 0:
-            raise ValueError(f"ratio = l / L must be a number of at most 0; got {self.ratio!r}")
-        if self.smoothness is None and self.strong_convexity is not None:
-            raise ValueError(
-                "strong_convexity needs smoothness beside it; or give ratio = l / L to search the smallest L"
-            )
-        if self.interpolation == "global" and self.smoothness_factor != 1:
-            raise ValueError("smoothness_factor belongs to interpolation='neighborhood'; give smoothness for 'global'")
-        if self.interpolation == "network":
-            with torch.device("meta"):  # for its checks alone
-                CIPNet(self.network_width, self.network_layers, self.network_heads)
-            if (
-                self.branch not in (None, "lower")
-                or self.ratio not in (None, 0)
-                or self.strong_convexity not in (None, 0)
-            ):
-                raise ValueError("interpolation='network' imitates branch 'lower' with l = 0: leave branch, ratio out")
-        if self.interpolation == "global" and self.retrieval != "euclidean":
-            raise ValueError(
-                f"retrieval={self.retrieval!r} chooses neighbours, and interpolation='global' has none; "
-                "give interpolation='neighborhood' or 'network'"
-            )
-        if self.retrieval == "euclidean" and (self.embedding_epochs, self.embedding_width) != (None, None):
-            raise ValueError("embedding_epochs and embedding_width belong to retrieval='learned' or 'robust'")
-        if self.retrieval == "robust" and (self.embedding_width or 2) % 2:
-            raise ValueError(f"embedding_width must be even for retrieval='robust'; got {self.embedding_width!r}")
-        if self.target_radius is not None:
-            if not 0 < self.target_radius < math.inf:
-                raise ValueError(f"target_radius must be a positive number or None; got {self.target_radius!r}")
-            if self.interpolation != "global" or self.branch not in (None, "lower") or self.smoothness is not None:
-                raise ValueError("target_radius needs interpolation='global', branch None or 'lower', smoothness None")
-        if self.width is not None and not self.width >= 1:
-            raise ValueError(f"width must be at least 1; got {self.width!r}")
-        if self.device not in DEVICES:
-            raise ValueError(f"device must be one of {', '.join(map(repr, DEVICES))}; got {self.device!r}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' was asked for, but PyTorch finds no CUDA device; leave it out or use 'cpu'")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive; got {self.learning_rate!r}")
-        self._bounds()
 
 
 def load_model(folder: str | Path) -> OTAD:
@@ -646,7 +378,3 @@ def load_model(folder: str | Path) -> OTAD:
 def _number(random_state: Any) -> int | None:
     """What of a random state JSON can hold; the seed drawn from it is kept beside."""
     return int(random_state) if isinstance(random_state, int | np.integer) else None
-
-
-DEVICES = (None, "cpu", "cuda")
-LEARNED = ("classes", "n_features_in", "input_shape", "seed", "history", "health", "seconds", "refinement")

@@ -130,7 +130,9 @@ def describing_damage(folder: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFolderError(f"the model in {folder} is damaged ({reason}); save it again") from error
+        raise ModelFolderError(
+            f"the model in {folder} is damaged or of another version ({reason}); save it again"
+        ) from error
 
 
 def _labels_to_json(classes: np.ndarray) -> dict[str, Any]:

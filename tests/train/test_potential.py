@@ -13,7 +13,7 @@ from otad.cip import BrenierPotential
 from otad.defense import OTAD, GlobalInterpolation
 from otad.errors import ModelFolderError
 from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder
-from otad.train import AffinePotential, Refinement, anchored_potential, refine
+from otad.train import AffinePotential, Deformations, Refinement, anchored_potential, refine
 
 Data = tuple[Tensor, Tensor]
 
@@ -26,7 +26,7 @@ def moons(n: int, seed: int) -> Data:
 def start(data: Data, classes: int, seed: int = 0) -> tuple[AffinePotential, nn.Linear, CenteredFlatten]:
     x, y = data
     torch.manual_seed(seed)
-    head = nn.Linear(x.shape[1], classes)
+    head = nn.Linear(x[0].numel(), classes)
     nn.init.orthogonal_(head.weight)
     stem = CenteredFlatten(x.mean(0))
     return anchored_potential(stem(x[:60]), y[:60], head, 0.3), head, stem
@@ -149,6 +149,25 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, monkeypa
     assert resumed.after == whole.after
     with pytest.raises(ModelFolderError, match="target_radius"):
         refine(*start(digits(), 10), *digits(), target_radius=0.4, epochs=3, seed=5, checkpoint=tmp_path, resume=True)
+
+
+def test_a_checkpoint_is_gone_on_from_with_its_own_augmentation_only(tmp_path: Path) -> None:
+    x, y = digits()
+    images = x.reshape(-1, 1, 8, 8), y
+
+    def run(augment: object) -> Refinement:
+        options = {"epochs": 1, "checkpoint": tmp_path, "resume": True, "device": "cpu"}
+        return refine(*start(images, 10), *images, target_radius=0.3, augment=augment, **options)  # type: ignore[arg-type]
+
+    whole = run(Deformations(shift=0.5))
+    assert run(Deformations(shift=0.5)).after == whole.after
+    for other in (Deformations(shift=1.0), None, upside_down):
+        with pytest.raises(ModelFolderError, match="augment"):
+            run(other)
+
+
+def upside_down(images: Tensor, draws: torch.Generator) -> Tensor:
+    return images.flip(2)
 
 
 def test_bad_input_is_refused() -> None:

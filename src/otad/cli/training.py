@@ -108,6 +108,14 @@ def train(
             show_default="the estimator's",
         ),
     ] = None,
+    target_radius: Annotated[
+        float | None,
+        typer.Option(
+            "--target-radius",
+            help="Train a global potential for certificates of this L2 radius, instead of interpolating the map.",
+            show_default="none",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -139,13 +147,15 @@ def train(
         "backbone": str(backbone),
         "retrieval": str(retrieval),
     }
-    settings |= {k: v for k, v in {"alpha": alpha, "network_problems": network_problems}.items() if v is not None}
+    chosen = {"alpha": alpha, "network_problems": network_problems, "target_radius": target_radius}
+    settings |= {k: v for k, v in chosen.items() if v is not None}
     options = {
         "--out": out,
         "--interpolation": interpolation,
         "--backbone": backbone,
         "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
         "--network-problems": network_problems,
+        "--target-radius": target_radius,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

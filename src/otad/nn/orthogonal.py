@@ -73,7 +73,10 @@ class EncodedStem(nn.Module):
         return constant
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch d"]:
-        x = self.stem(x)
+        return self.encoded(self.stem(x))
+
+    def encoded(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch width"]:
+        """Points of the inner stem to those of this one."""
         for encoder in self.encoders:
             x = encoder(x)
         return x

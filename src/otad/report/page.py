@@ -44,6 +44,7 @@ def page(
         gallery_note=gallery_note,
         health=_health(report.extra.get("health", {})),
         fit=report.extra.get("training_fit", {}),
+        refinement=report.extra.get("refinement"),
         network=report.extra.get("network", {}),
         attacks=[_attack_table(model) for model in models if model.robust_accuracy],
         attacked=_attacked_words(report),

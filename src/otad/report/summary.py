@@ -35,7 +35,7 @@ class Report:
         versions: package -> version.
         attack_cost: attack -> {"seconds": total, "queries": forward passes per sample}.
         extra: further facts: "units", "split", "n_attacked", "attacked_subset", "health", "training_fit",
-            "settings", "network", ..
+            "refinement", "settings", "network", ..
         rivals: name -> Report of another model on the same samples under the same attacks.
         examples: per-sample results; kept beside the JSON (examples.npz), not in it.
     """

@@ -62,9 +62,16 @@ def _map_notes(report: Report) -> list[str]:
         notes.append("median smallest L: " + ", ".join(f"{number(v)} {k}" for k, v in medians.items()))
     fit = report.extra.get("training_fit")
     if fit:
+        error = fit.get("feature_error")
+        exact = "" if error is None else f"features reproduced to {number(error, 2)}, "
+        notes.append(f"training set: {exact}{percent(fit.get('agreement'))} classified as the backbone does")
+    refined = report.extra.get("refinement")
+    if refined:
+        before, after = refined["before"], refined["after"]
         notes.append(
-            f"training set: features reproduced to {number(fit.get('feature_error'), 2)}, "
-            f"{percent(fit.get('agreement'))} classified as the backbone does"
+            f"training set before and after refinement for L2 {number(refined['target_radius'])}: accuracy "
+            f"{percent(before['accuracy'])} and {percent(after['accuracy'])}, certified there "
+            f"{percent(before['certified'])} and {percent(after['certified'])}"
         )
     notes.extend(
         f"CIP-net beside the exact solution, {queries}: feature error {percent(figures.get('feature_error'))} "

@@ -166,7 +166,8 @@ def health_without_transport(data: Dataset, settings: Mapping[str, Any], *, epoc
     """
     # Neighbourhoods are solved when asked for, so a torn map costs no more than its training.
     own = dict(settings) | {"interpolation": "neighborhood", "alpha": 0.0, "margin": 0.0, "epochs": epochs}
-    own |= {"retrieval": "euclidean", "embedding_epochs": None, "embedding_width": None}  # nobody asks it anything
+    # Nobody asks it anything.
+    own |= {"retrieval": "euclidean", "embedding_epochs": None, "embedding_width": None, "target_radius": None}
     clf = OTADClassifier(random_state=seed, **own)
     clf.fit(data.x_train, data.y_train)
     return dict(clf.health_)
@@ -229,6 +230,8 @@ def _complete(
         "history": [dict(epoch) for epoch in clf.history_],
         **extra,
     }
+    if clf.refinement_ is not None:
+        facts["refinement"] = {"target_radius": clf.target_radius, **clf.refinement_}
     if clf.interpolation == "network":
         facts["network"] = clf.network_error_ | {"test samples": clf.measure_network(data.x_test)}
     seconds = stages.seconds | {f"train, {k}": v for k, v in clf.seconds_.items()}

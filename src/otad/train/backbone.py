@@ -1,46 +1,41 @@
-"""Fit a backbone under the transport cost: one loop for every network, on whatever devices accelerate finds."""
+"""Fit a backbone under the transport cost: the same way for every network."""
 
-import logging
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from otad.nn.backbone import Backbone
-from otad.train.state import TrainingState
-from otad.train.steps import Batches, Shuffled, digest, mean_over_processes, set_rate, whole_batch
+from otad.train.loop import EpochRow, train
+from otad.train.margin import row_distances
 
 __all__ = ["Epoch", "fit_backbone"]
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class Epoch:
-    """What the progress bar shows and the report plots.
+class Epoch(EpochRow):
+    """Of a backbone; its loss is cross entropy plus alpha times the transport cost.
 
     Attributes:
-        epoch: from 1.
-        loss: mean training loss, cross entropy plus alpha times the transport cost.
         transport_cost: mean over the training samples, in squared stem units.
         accuracy: share of training samples classified correctly while training.
-        seconds: wall time since training began.
         block_costs: each block's part of the transport cost, first block first.
     """
 
-    epoch: int
-    loss: float
     transport_cost: float
     accuracy: float
-    seconds: float
     block_costs: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, epoch: int, seconds: float, means: list[float]) -> Self:
+        loss, accuracy, *costs = means
+        return cls(epoch, loss, seconds, sum(costs), accuracy, costs)
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}, transport {self.transport_cost:.2f}, accuracy {self.accuracy:.1%}"
 
 
 def fit_backbone(
@@ -89,41 +84,25 @@ def fit_backbone(
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 3; METHOD sections 1 and 3.
     """
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-    order = Shuffled(len(x), seed)
-    loader = DataLoader(Batches(x, y), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    objective, optimizer, loader = accelerator.prepare(_Objective(backbone, alpha, margin), optimizer, loader)
-    settings = {"alpha": alpha, "margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    settings |= {"learning_rate": learning_rate, "weight_decay": weight_decay, "data": digest(x, y)}
-    settings["shapes"] = [list(value.shape) for value in backbone.state_dict().values()]
-    state = TrainingState(checkpoint, "backbone", settings)
-    history = [Epoch(**row) for row in state.load(backbone, optimizer)] if resume else []
-    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
-    show = progress and accelerator.is_local_main_process
-    objective.train()
-    with tqdm(total=epochs, initial=len(history), desc="training", unit="epoch", disable=not show) as bar:
-        for epoch in range(len(history), epochs):
-            order.epoch = epoch
-            sums = torch.zeros(3 + len(backbone.blocks), device=accelerator.device)
-            for step, (inputs, labels) in enumerate(loader):
-                set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
-                loss, accuracy, costs = objective(inputs, labels)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
-                optimizer.step()
-                facts = torch.stack([torch.ones_like(accuracy), loss.detach(), accuracy])
-                sums += len(labels) * torch.cat([facts, costs]).float()
-            _, loss, accuracy, *costs = mean_over_processes(accelerator, sums).tolist()
-            history.append(Epoch(epoch + 1, loss, sum(costs), accuracy, time.perf_counter() - started, costs))
-            bar.set_postfix(loss=f"{loss:.3f}", transport=f"{sum(costs):.2f}", accuracy=f"{accuracy:.1%}")
-            bar.update()
-            logger.debug("%s", history[-1])
-            if accelerator.is_main_process:
-                state.save(backbone, optimizer, [asdict(row) for row in history])
-    optimizer.zero_grad(set_to_none=True)
-    for buffer in backbone.buffers():  # batch statistics of the last step are each process's own
-        buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+    history = train(
+        "backbone",
+        backbone,
+        _Objective(backbone, alpha, margin),
+        (x, y),
+        optimizer,
+        Epoch,
+        settings={"alpha": alpha, "margin": margin, "weight_decay": weight_decay},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        mixed_precision=mixed_precision,
+        progress=progress,
+    )
     backbone.to("cpu").eval().requires_grad_(False)
     return history
 
@@ -141,7 +120,7 @@ class _Objective(nn.Module):
         logits = self.backbone.head(z)
         accuracy = (logits.argmax(1) == labels).float().mean()
         if self.margin:
-            logits = logits + self.margin * _quotient(points, z) * _row_distances(self.backbone.head.weight, labels)
+            logits = logits + self.margin * _quotient(points, z) * row_distances(self.backbone.head.weight, labels)
         loss = nn.functional.cross_entropy(logits, labels)
         if self.alpha:
             loss = loss + self.alpha * costs.sum(1).mean()
@@ -152,10 +131,3 @@ def _quotient(points: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]) -> 
     """Largest |z_i - z_j| / |x_i - x_j| of the batch."""
     apart = torch.pdist(points)
     return torch.where(apart > 0, torch.pdist(z) / apart.clamp(min=1e-12), 0).amax() if len(z) > 1 else z.new_ones(())
-
-
-def _row_distances(rows: Float[Tensor, "classes d"], labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
-    """|w_j - w_y|, 0 for j = y."""
-    squared = (rows[None] - rows[labels][:, None]).square().sum(2)
-    others = torch.ones_like(squared, dtype=torch.bool).scatter(1, labels[:, None], False)
-    return torch.where(others, squared.clamp(min=1e-12).sqrt(), 0)

@@ -1,49 +1,30 @@
 """Fit CIP-net: solve many neighbourhoods exactly, imitate their solutions, measure the imitation on others."""
 
 import copy
-import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from otad.cip.gram import inner_products
 from otad.defense import NeighborhoodInterpolation, NetworkInterpolation, guessed_weights, known_smoothness
 from otad.neighbors import nearest_neighbors
 from otad.nn.cip_net import CIPNet, Imitation
-from otad.train.state import TrainingState
-from otad.train.steps import Shuffled, digest, mean_over_processes, set_rate, whole_batch
+from otad.train.loop import EpochRow, train
 
 __all__ = ["CIPEpoch", "Problems", "compare", "fit_cip_net", "imitate", "solved_problems"]
-
-logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE, HELD_OUT_LEAST = 0.1, 200
 MEASURED = 2000  # problems behind each figure of an imitation
 NUMBERS_AT_ONCE = 2**23  # of neighbours in a chunk
 
 
-@dataclass(frozen=True)
-class CIPEpoch:
-    """What the progress bar shows.
-
-    Attributes:
-        epoch: from 1.
-        loss: mean squared error of the features, in units of the spread of the neighbours' features.
-        seconds: wall time since training began.
-    """
-
-    epoch: int
-    loss: float
-    seconds: float
+class CIPEpoch(EpochRow):
+    """Its loss is the mean squared error of the features, in units of the spread of the neighbours' features."""
 
 
 Neighborhoods = tuple[Tensor, Tensor, Tensor]  # queries (batch, d), neighbours and their features (batch, k, d)
@@ -74,6 +55,7 @@ def imitate(
     checkpoint: Path | None = None,
     resume: bool = False,
     device: str | None = None,
+    mixed_precision: str = "no",
     progress: bool = False,
 ) -> tuple[NetworkInterpolation, dict[str, Imitation], list[CIPEpoch]]:
     """A network in place of the solver, and how near it comes.
@@ -93,6 +75,7 @@ def imitate(
         checkpoint: see `fit_cip_net`.
         resume: see `fit_cip_net`.
         device: see `fit_cip_net`.
+        mixed_precision: see `fit_cip_net`.
         progress: show progress bars.
 
     Returns:
@@ -122,6 +105,7 @@ def imitate(
         checkpoint=checkpoint,
         resume=resume,
         device=device,
+        mixed_precision=mixed_precision,
         progress=progress,
     )
     net.to(solver.x.device)
@@ -181,6 +165,7 @@ def fit_cip_net(
     checkpoint: Path | None = None,
     resume: bool = False,
     device: str | None = None,
+    mixed_precision: str = "no",
     progress: bool = False,
 ) -> list[CIPEpoch]:
     """Minimise the mean squared error of the features by AdamW with a cosine schedule, in place.
@@ -198,43 +183,30 @@ def fit_cip_net(
         checkpoint: folder for the last epoch's state, written after every epoch.
         resume: go on from the checkpoint where there is one.
         device: "cpu", "cuda", ..; None leaves it to accelerate.
+        mixed_precision: "no", "bf16" or "fp16".
         progress: show a bar with the loss.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
     """
-    accelerator = Accelerator(cpu=device == "cpu")
-    order = Shuffled(len(problems.weights), seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.0)
-    loader = DataLoader(_Rows(*problems), batch_size=batch_size, sampler=order, collate_fn=whole_batch)
-    objective, optimizer, loader = accelerator.prepare(_Objective(net, smoothness), optimizer, loader)
-    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    settings["smoothness"], settings["data"] = smoothness, digest(problems.zz, problems.weights)
-    settings["shapes"] = [list(value.shape) for value in net.state_dict().values()]
-    state = TrainingState(checkpoint, "cip_net", settings)
-    history = [CIPEpoch(**row) for row in state.load(net, optimizer)] if resume else []
-    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
-    show = progress and accelerator.is_local_main_process
-    objective.train()
-    with tqdm(total=epochs, initial=len(history), desc="CIP-net", unit="epoch", disable=not show) as bar:
-        for epoch in range(len(history), epochs):
-            order.epoch = epoch
-            sums = torch.zeros(2, device=accelerator.device)
-            for step, batch in enumerate(loader):
-                set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
-                loss = objective(*batch)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
-                optimizer.step()
-                sums += len(batch[0]) * torch.stack([torch.ones_like(loss), loss.detach()])
-            _, loss = mean_over_processes(accelerator, sums).tolist()
-            history.append(CIPEpoch(epoch + 1, loss, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{history[-1].loss:.4f}")
-            bar.update()
-            logger.debug("%s", history[-1])
-            if accelerator.is_main_process:
-                state.save(net, optimizer, [asdict(row) for row in history])
-    optimizer.zero_grad(set_to_none=True)
+    history = train(
+        "cip_net",
+        net,
+        _Objective(net, smoothness),
+        tuple(problems),
+        torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.0),
+        CIPEpoch,
+        settings={"smoothness": smoothness},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        mixed_precision=mixed_precision,
+        progress=progress,
+    )
     net.to("cpu").eval().requires_grad_(False)
     return history
 
@@ -274,13 +246,6 @@ def compare(
     )
 
 
-class _Rows(TensorDataset):
-    """Whole batches at once: one index operation instead of one per problem."""
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, ...]]:
-        return [self[indices]]
-
-
 class _Objective(nn.Module):
     """The loss of a batch; a module of its own so that any engine can wrap it."""
 
@@ -288,10 +253,10 @@ class _Objective(nn.Module):
         super().__init__()
         self.net, self.smoothness = net, smoothness
 
-    def forward(self, zz: Tensor, zd: Tensor, dd: Tensor, tilt: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, zz: Tensor, zd: Tensor, dd: Tensor, tilt: Tensor, weights: Tensor) -> tuple[Tensor]:
         spread = zz.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(zz.dtype).tiny)
         apart = self.net(zz, zd, dd, tilt, self.smoothness).softmax(1) - weights
-        return ((apart[:, None] @ zz @ apart[:, :, None]).flatten() / spread).mean()
+        return (((apart[:, None] @ zz @ apart[:, :, None]).flatten() / spread).mean(),)
 
 
 def _queries(

@@ -1,49 +1,28 @@
 """Fit the metric that chooses neighbours: near means of the same class."""
 
-import logging
 import math
-import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from jaxtyping import Float, Int
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchEasyHardMiner, TripletMarginMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from otad.nn.embedding import OrthogonalEmbedding
-from otad.train.state import TrainingState
-from otad.train.steps import Batches, Shuffled, digest, mean_over_processes, set_rate, whole_batch
+from otad.train.loop import EpochRow, train
 
 __all__ = ["EmbeddingEpoch", "TripletLoss", "fit_embedding"]
-
-logger = logging.getLogger(__name__)
 
 LEAST_STEPS = 300
 SAMPLES_FOR_GAP = 256
 
 
-@dataclass(frozen=True)
-class EmbeddingEpoch:
-    """What the progress bar shows.
-
-    Attributes:
-        epoch: from 1.
-        loss: mean triplet loss over the samples.
-        seconds: wall time since training began.
-    """
-
-    epoch: int
-    loss: float
-    seconds: float
+class EmbeddingEpoch(EpochRow):
+    """Its loss is the mean triplet loss over the samples."""
 
 
 class TripletLoss(nn.Module):
@@ -122,46 +101,42 @@ def fit_embedding(
     batch_size = batch_size or (256 if orthogonal else 128)
     learning_rate = learning_rate or (5e-3 if orthogonal else 3e-3)
     epochs = epochs or max(20 if orthogonal else 10, math.ceil(LEAST_STEPS / math.ceil(len(x) / batch_size)))
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-    order = Shuffled(len(x), seed)
-    lonely = len(x) % batch_size == 1 and len(x) > 1  # one sample alone has neither triplets nor batch statistics
-    loader = DataLoader(Batches(x, y), batch_size, sampler=order, collate_fn=whole_batch, drop_last=lonely)
     embedding.requires_grad_(True)
-    optimizer = torch.optim.Adam(embedding.parameters(), lr=learning_rate)
-    network, optimizer, loader = accelerator.prepare(embedding, optimizer, loader)
-    settings = {"margin": margin, "epochs": epochs, "batch_size": batch_size, "seed": seed, "data": digest(x, y)}
-    settings |= {"learning_rate": learning_rate, "shapes": [list(v.shape) for v in embedding.state_dict().values()]}
-    state = TrainingState(checkpoint, "embedding", settings)
-    history = [EmbeddingEpoch(**row) for row in state.load(embedding, optimizer)] if resume else []
-    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
-    criterion = TripletLoss(margin, "nearest" if orthogonal else "semihard")
-    show = progress and accelerator.is_local_main_process
-    network.train()
-    with tqdm(total=epochs, initial=len(history), desc="embedding", unit="epoch", disable=not show) as bar:
-        for epoch in range(len(history), epochs):
-            order.epoch = epoch
-            sums = torch.zeros(2, device=accelerator.device)
-            for step, (inputs, labels) in enumerate(loader):
-                set_rate(optimizer, learning_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
-                loss = criterion(network(inputs).float(), labels)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
-                optimizer.step()
-                if orthogonal:
-                    embedding.orthogonalise()
-                sums += len(labels) * torch.stack([torch.ones_like(loss), loss.detach()])
-            _, loss = mean_over_processes(accelerator, sums).tolist()
-            history.append(EmbeddingEpoch(epoch + 1, loss, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{loss:.3f}")
-            bar.update()
-            logger.debug("%s", history[-1])
-            if accelerator.is_main_process:
-                state.save(embedding, optimizer, [asdict(row) for row in history])
-    optimizer.zero_grad(set_to_none=True)
-    for buffer in embedding.buffers():  # batch statistics of the last step are each process's own
-        buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+    history = train(
+        "embedding",
+        embedding,
+        _Objective(embedding, TripletLoss(margin, "nearest" if orthogonal else "semihard")),
+        (x, y),
+        torch.optim.Adam(embedding.parameters(), lr=learning_rate),
+        EmbeddingEpoch,
+        settings={"margin": margin},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        mixed_precision=mixed_precision,
+        progress=progress,
+        drop_last=len(x) % batch_size == 1 < len(x),  # one sample alone has neither triplets nor batch statistics
+        after_step=embedding.orthogonalise if orthogonal else None,
+    )
     embedding.to("cpu").eval().requires_grad_(False)
     return history
+
+
+class _Objective(nn.Module):
+    """The loss of a batch, in full precision; a module of its own so that any engine can wrap it."""
+
+    def __init__(self, embedding: nn.Module, loss: TripletLoss) -> None:
+        super().__init__()
+        self.embedding, self.loss = embedding, loss
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor]:
+        coordinates = self.embedding(inputs).float()
+        with torch.autocast(coordinates.device.type, enabled=False):
+            return (self.loss(coordinates, labels),)
 
 
 def _gap_between_classes(x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> float:

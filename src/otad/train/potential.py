@@ -1,54 +1,50 @@
 """Refinement: train a potential's pieces and the head for the certified radius; the Lipschitz bound always holds."""
 
-import hashlib
-import logging
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from otad.cip import BrenierPotential, Regularity
 from otad.errors import OTADError
 from otad.train.affine_potential import AffinePotential
-from otad.train.state import TrainingState
+from otad.train.loop import Augment, EpochRow, digest, train
+from otad.train.margin import row_distances
 
 __all__ = ["Refinement", "RefinementEpoch", "anchored_potential", "refine"]
-
-logger = logging.getLogger(__name__)
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 BEYOND = 1.75  # times the target radius: what the loss asks for, so that unseen samples reach the target
 TEMPERATURE = 0.25  # of the cross entropy, times the target radius
 INTERCEPTS = 10.0  # their rate, times that of slopes: they are in squared units
-WARM_UP = 0.05
+FIRST_RATE = 1e-2
 BETAS = (0.9, 0.99)
 SAMPLES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class RefinementEpoch:
-    """What the progress bar shows.
+class RefinementEpoch(EpochRow):
+    """Of a refinement, over the training samples, augmented where they are.
 
     Attributes:
-        epoch: from 1.
-        loss: mean training loss.
-        accuracy: share of training samples, augmented where they are, classified correctly while training.
-        certified: share of them whose radius exceeds the target.
-        seconds: wall time since training began.
+        accuracy: share classified correctly while training.
+        certified: share whose radius exceeds the target.
     """
 
-    epoch: int
-    loss: float
     accuracy: float
     certified: float
-    seconds: float
+
+    @classmethod
+    def of(cls, epoch: int, seconds: float, means: list[float]) -> Self:
+        loss, accuracy, certified = means
+        return cls(epoch, loss, seconds, accuracy, certified)
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, certified {self.certified:.1%}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +102,8 @@ def refine(
     seed: int = 0,
     checkpoint: Path | None = None,
     resume: bool = False,
+    device: str | None = None,
+    mixed_precision: str = "no",
     progress: bool = False,
 ) -> Refinement:
     """Minimise a cross entropy that takes the price of the target radius off every margin, by AdamW, in place.
@@ -115,7 +113,8 @@ def refine(
     square of |w_i - w_j|, so the head's length is free: without that it would shrink the price instead of earning it.
 
     Args:
-        potential: trained in place; see `AffinePotential.of` and `anchored_potential` for starts.
+        potential: trained in place and left on the CPU, as are head and stem; see `AffinePotential.of` and
+            `anchored_potential` for starts.
         head: features to logits; trained in place unless its parameters are frozen.
         stem: inputs to points, with its Lipschitz constant `stem.lipschitz`, which training must not move; trained in
             place where it has parameters (`EncodedStem`).
@@ -123,12 +122,15 @@ def refine(
         y: class indices.
         target_radius: L2 radius, in units of the inputs, to be certified at.
         epochs: passes over the data.
-        batch_size: samples a step.
+        batch_size: samples a step, per process.
         learning_rate: the largest of the schedule; ten times it for the intercepts.
-        augment: inputs and a generator for its random numbers -> inputs of the same shape, at every step.
+        augment: inputs and a generator for its random numbers -> inputs of the same shape, at every step. A checkpoint
+            is gone on from with the same one only: a function of the same name, or an object of the same `repr`.
         seed: of the batch order and the augmentation.
         checkpoint: folder for the last epoch's state, written after every epoch.
         resume: go on from the checkpoint where there is one.
+        device: "cpu", "cuda", ..; None leaves it to accelerate.
+        mixed_precision: "no", "bf16" or "fp16", for the stem; the potential and the head stay in single precision.
         progress: show a bar.
 
     Raises:
@@ -142,108 +144,94 @@ def refine(
     if not (0 < target_radius < math.inf and epochs >= 1):
         raise ValueError(f"target_radius and epochs must be positive; got {target_radius} and {epochs}")
     model = nn.ModuleDict({"potential": potential, "head": head, "stem": stem})
-    scale = float(stem.lipschitz) * float(potential.regularity.lipschitz)  # type: ignore[arg-type]
-    objective = _Objective(potential, head, scale, target_radius)
+    settings = {"target_radius": target_radius, "augment": None if augment is None else _named(augment)}
+    settings["start"] = digest(*(value for _, value in sorted(model.state_dict().items())))
     learned = [p for p in model.parameters() if p.requires_grad]
     others = [p for p in learned if p is not potential.intercepts]
-    groups = [{"params": others, "share": 1.0}, {"params": [potential.intercepts], "share": INTERCEPTS}]
+    groups = [{"params": others}, {"params": [potential.intercepts], "share": INTERCEPTS}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=0.0)
-    settings = {"target_radius": target_radius, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    settings |= {"learning_rate": learning_rate, "augment": getattr(augment, "__name__", None)}
-    settings |= {
-        "data": _digest(inputs, y),
-        "start": _digest(*(value for _, value in sorted(model.state_dict().items()))),
-    }
-    state = TrainingState(checkpoint, "potential", settings)
+    model.to(Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision).device)
+    objective = _Objective(stem, potential, head, target_radius)
     started_from = potential.features.detach().clone()
-    before = _facts(objective, stem, inputs, y, started_from)
-    history = [RefinementEpoch(**row) for row in state.load(model, optimizer)] if resume else []
-    started = time.perf_counter() - (history[-1].seconds if history else 0.0)
-    steps = math.ceil(len(y) / batch_size)
-    with tqdm(total=epochs, initial=len(history), desc="refining", unit="epoch", disable=not progress) as bar:
-        for epoch in range(len(history), epochs):
-            # Of seed and epoch alone, so that a resumed run draws what it would have drawn.
-            draws = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            sums = torch.zeros(3, dtype=torch.float64)
-            for step, rows in enumerate(torch.randperm(len(y), generator=draws).split(batch_size)):
-                _set_rate(optimizer, learning_rate, (epoch * steps + step) / (epochs * steps))
-                batch = inputs[rows] if augment is None else augment(inputs[rows], draws)
-                loss, radius = objective(stem(batch), y[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                facts = torch.stack([loss.detach(), (radius > 0).float().mean(), _share(radius, target_radius)])
-                sums += len(rows) * facts.double().cpu()
-            loss, accuracy, certified = (sums / len(y)).tolist()
-            history.append(RefinementEpoch(epoch + 1, loss, accuracy, certified, time.perf_counter() - started))
-            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", certified=f"{certified:.1%}")
-            bar.update()
-            logger.debug("%s", history[-1])
-            state.save(model, optimizer, [asdict(row) for row in history])
-    optimizer.zero_grad(set_to_none=True)
+    before = _facts(objective, inputs, y, started_from)
+    history = train(
+        "potential",
+        model,
+        objective,
+        (inputs, y),
+        optimizer,
+        RefinementEpoch,
+        settings=settings,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        mixed_precision=mixed_precision,
+        progress=progress,
+        first_rate=FIRST_RATE,
+        augment=augment,
+    )
     if not all(bool(p.isfinite().all()) for p in learned):
         raise OTADError("refinement diverged: parameters are not finite; scale the columns of x, or lower the rate")
-    after = _facts(objective, stem, inputs, y, started_from)
+    after = _facts(objective, inputs, y, started_from)
+    model.to("cpu")
     return Refinement(potential.fixed(), head, before, after, history)
 
 
+def _named(augment: Augment) -> str:
+    """A function by its name, anything else, such as `Deformations`, by what it says of itself."""
+    return getattr(augment, "__qualname__", None) or repr(augment)
+
+
 class _Objective(nn.Module):
-    """Loss and radii of points."""
+    """Loss, accuracy and certified share of a batch; a module of its own so that any engine can wrap it."""
 
-    def __init__(self, potential: AffinePotential, head: nn.Linear, lipschitz: float, target_radius: float) -> None:
+    def __init__(self, stem: nn.Module, potential: AffinePotential, head: nn.Linear, target_radius: float) -> None:
         super().__init__()
-        self.potential, self.head, self.lipschitz, self.target_radius = potential, head, lipschitz, target_radius
+        self.stem, self.potential, self.head, self.target_radius = stem, potential, head, target_radius
+        self.lipschitz = float(stem.lipschitz) * float(potential.regularity.lipschitz)  # type: ignore[arg-type]
 
-    def forward(self, points: Tensor, y: Tensor) -> tuple[Tensor, Float[Tensor, " batch"]]:
-        logits, apart = self.head(self.potential(points)), _row_distances(self.head.weight)
+    def forward(self, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        points = self.stem(inputs)
+        # Scores of single precision decide which pieces are active.
+        with torch.autocast(points.device.type, enabled=False):
+            logits, price = self.priced(points.to(self.potential.x), y)
+            beyond = logits + BEYOND * self.target_radius * price
+            # By the largest possible step of the feature, sqrt(2) for orthonormal rows, logits and price have one unit.
+            loss = nn.functional.cross_entropy(beyond * math.sqrt(2) / (TEMPERATURE * self.target_radius), y)
+            radius = _radius(logits.detach(), price.detach(), y)
+        return loss, (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
+
+    def radius(self, inputs: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
+        """Certified L2 radius of the label y, negative where another one is predicted."""
+        return _radius(*self.priced(self.stem(inputs), y), y)
+
+    def priced(self, points: Tensor, y: Tensor) -> tuple[Tensor, Float[Tensor, "batch classes"]]:
+        """Logits over the Lipschitz constant, and |w_j - w_y|, both in units of the head's length."""
+        apart = row_distances(self.head.weight, torch.arange(len(self.head.weight), device=y.device))
         unit = (apart.square().sum() / (len(apart) * (len(apart) - 1))).sqrt()
-        logits, price = logits / (self.lipschitz * unit), apart[y] / unit
-        others = torch.ones_like(logits, dtype=torch.bool).scatter(1, y[:, None], False)
-        priced = logits + BEYOND * self.target_radius * price
-        # By the largest possible step of the feature, sqrt(2) for orthonormal rows, logits and price have one unit.
-        loss = nn.functional.cross_entropy(priced * math.sqrt(2) / (TEMPERATURE * self.target_radius), y)
-        with torch.no_grad():
-            margin = (logits.gather(1, y[:, None]) - logits) / price.clamp(min=1e-12)
-            radius = torch.where(others, margin, torch.inf).amin(1)
-        return loss, radius
+        return self.head(self.potential(points)) / (self.lipschitz * unit), apart[y] / unit
 
 
-def _row_distances(rows: Float[Tensor, "classes d"]) -> Float[Tensor, "classes classes"]:
-    """|w_i - w_j|, 0 on the diagonal, differentiable there too."""
-    squared = (rows[:, None] - rows[None]).square().sum(2)
-    same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return torch.where(same, 0, squared.masked_fill(same, 1).clamp(min=1e-12).sqrt())
-
-
-def _share(radius: Tensor, target: float) -> Tensor:
-    return (radius > target).float().mean()
+def _radius(logits: Tensor, price: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
+    others = torch.ones_like(logits, dtype=torch.bool).scatter(1, y[:, None], False)
+    margin = (logits.gather(1, y[:, None]) - logits) / price.clamp(min=1e-12)
+    return torch.where(others, margin, torch.inf).amin(1)
 
 
 def _facts(
-    objective: _Objective, stem: nn.Module, inputs: Tensor, y: Tensor, z: Float[Tensor, "pieces d"]
+    objective: _Objective, inputs: Tensor, y: Tensor, started_from: Float[Tensor, "pieces d"]
 ) -> dict[str, float]:
     potential = objective.potential
     with torch.no_grad():
         parts = zip(inputs.split(SAMPLES_AT_ONCE), y.split(SAMPLES_AT_ONCE), strict=True)
-        radius = torch.cat([objective(stem(part), labels)[1] for part, labels in parts])
+        radius = torch.cat([objective.radius(*(side.to(potential.x.device) for side in part)) for part in parts])
         features = torch.cat([potential(part) for part in potential.x.split(SAMPLES_AT_ONCE)])
     return {
         "accuracy": float((radius > 0).double().mean()),
         "certified": float((radius > objective.target_radius).double().mean()),
-        "feature_error": float((features - z).norm(dim=1).mean()),
+        "feature_error": float((features - started_from).norm(dim=1).mean()),
     }
-
-
-def _digest(*parts: Tensor) -> str:
-    """Of data and start, so that a checkpoint is gone on from with its own only."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
-    """Linear warm-up, then a half cosine to zero."""
-    warm = min(1.0, progress / WARM_UP + 1e-2)
-    for group in optimizer.param_groups:
-        group["lr"] = group["share"] * learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
