@@ -146,6 +146,17 @@ def test_checkpoint_of_other_settings_is_refused(digits: Data, tmp_path: Path) -
         fit_backbone(network(digits[0]), *digits, epochs=1, alpha=0.5, checkpoint=tmp_path, resume=True, device="cpu")
 
 
+def test_checkpoint_of_another_network_of_the_same_shapes_is_refused(digits: Data, tmp_path: Path) -> None:
+    images, labels = digits[0][:64].reshape(-1, 1, 8, 8), digits[1][:64]
+
+    def network_of(heads: int) -> Backbone:
+        return build_backbone("transformer", images.mean(0), 10, n_blocks=1, width=16, options={"heads": heads})
+
+    fit_backbone(network_of(4), images, labels, epochs=1, checkpoint=tmp_path, device="cpu")
+    with pytest.raises(ModelFolderError, match="network"):
+        fit_backbone(network_of(2), images, labels, epochs=1, checkpoint=tmp_path, resume=True, device="cpu")
+
+
 def test_checkpoint_of_other_data_is_refused(digits: Data, tmp_path: Path) -> None:
     x, y = digits
     fit_backbone(network(x), x, y, epochs=1, checkpoint=tmp_path, device="cpu")

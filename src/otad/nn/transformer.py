@@ -147,6 +147,9 @@ class AttentionBranch(nn.Module):
         self.width, self.heads = width, heads
         self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), _zero(width, width)
 
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
     def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         tokens = self.norm(x.unflatten(1, (-1, self.width)))
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

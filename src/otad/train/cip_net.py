@@ -83,11 +83,14 @@ def imitate(
         on "perturbed" queries made as those it learned from, and one `CIPEpoch` per epoch.
 
     Raises:
-        ValueError: a solver that no network can imitate, see `NetworkInterpolation`; no coordinates for its retrieval.
+        ValueError: a solver that no network can imitate, see `NetworkInterpolation`, or of a single point; no
+            coordinates for its retrieval.
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
     """
     smoothness = known_smoothness(solver)
     n = len(solver.x)
+    if n < 2:
+        raise ValueError(f"a network learns from queries near at least 2 distinct training points; got {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(solver.x.device)
     held_out = max(1, min(n // 2, max(round(HELD_OUT_SHARE * n), HELD_OUT_LEAST)))
     problems = solved_problems(

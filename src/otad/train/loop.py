@@ -108,7 +108,8 @@ def train(
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
     """
     settings = settings | {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    settings |= {"data": digest(*data), "shapes": [list(value.shape) for value in model.state_dict().values()]}
+    settings |= {"data": digest(*data), "network": repr(model)}
+    settings["shapes"] = [list(value.shape) for value in model.state_dict().values()]
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
     order = _Shuffled(len(data[0]), seed)
     loader = DataLoader(_Batches(*data), batch_size, sampler=order, collate_fn=_whole, drop_last=drop_last)
