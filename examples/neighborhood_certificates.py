@@ -1,6 +1,6 @@
 """What can be proven of neighbourhood OTAD, by which argument, and with which retrieval.
 
-    python examples/neighborhood_certificates.py --n 200 mnist pbmc68k
+    python examples/neighborhood_certificates.py --n 100 --data mnist pbmc68k
 
 Neighbourhood OTAD (l = 0, K = 10) with Euclidean retrieval and with a robust embedding. Two sound arguments: the set of
 neighbours provably stays ("neighborhood"), and every set within the radius has features of one class only
@@ -25,7 +25,7 @@ ARGUMENTS = {"neighborhood": ["neighborhood"], "unanimous": ["unanimous"], "eith
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=["mnist", "pbmc68k"], choices=sorted(RADII))
+    parser.add_argument("--data", nargs="+", default=sorted(RADII), choices=sorted(RADII))
     parser.add_argument("--n", type=int, default=200, help="test samples to attack")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
