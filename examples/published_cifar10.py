@@ -1,7 +1,7 @@
 """OTAD-T and OTAD-T-NN on CIFAR-10 in the published setting, and what attacks that know the whole pipeline leave.
 
     python examples/published_cifar10.py --data-dir DATA            # the published sizes: wants a GPU
-    python examples/published_cifar10.py --data-dir DATA --small    # under 30 minutes on 2 cores
+    python examples/published_cifar10.py --data-dir DATA --small    # 45 minutes on one busy core
 
 DATA/cifar-10-batches-bin (CIFAR-10's binary version, 50,000 + 10,000 images) is taken where it is there, else
 DATA/cifar10_subset.npz (15,000 + 2,000). A Vision Transformer with 7 layers of width 384, 12 heads and 8 x 8 patches of
