@@ -528,7 +528,15 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
     ]
     words += ["--device", "cpu"]
     long = [*words, "--epochs", "400"]
-    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path) as process:
+    with subprocess.Popen(
+        long,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        # A shell starts what runs in its background with this signal ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoint/*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
