@@ -44,7 +44,7 @@ class Certificate:
 
     @property
     def proven(self) -> np.ndarray:
-        """The radii that count, (n,): 0 for the kinds "conditional" and "none"."""
+        """The radii that count, (n,): 0 for the kinds "conditional" and "none". Randomised ones count as they stand."""
         return np.where(np.isin(self.kind, ("conditional", "none")), 0.0, np.asarray(self.radius, dtype=np.float64))
 
     def certified(self, radius: float, y: np.ndarray) -> float:
@@ -73,9 +73,9 @@ def certify(
     """Certify a defended classifier at each input, by the best sound argument that applies.
 
     The model is evaluated in float64, and the certificate speaks of the exact function: the distance of the feature
-    to each
-    decision boundary |f_y - f_j| / |w_y - w_j| is lowered by the solver's proven error sqrt(2 (L - l) gap) and by an
-    allowance for evaluating the shipped model in float32, before it is divided by the Lipschitz constant.
+    to each decision boundary |f_y - f_j| / |w_y - w_j| is lowered by the solver's proven error sqrt(2 (L - l) gap) and
+    by an allowance for evaluating the shipped model in float32, before it is divided by the Lipschitz constant. The
+    radius is lowered by what float32 takes from the points and from the inputs themselves.
 
     Args:
         model: global or neighbourhood interpolation; a network's certificate is of the kind "none".
@@ -83,7 +83,7 @@ def certify(
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
         arguments: which of the kinds "neighborhood" and "unanimous" a neighbourhood may be certified by; each radius is
             the larger of theirs.
-        rounding: allowance for float32 in stem and feature, relative to 1 + |z|, at least 0.
+        rounding: allowance for float32 in the feature, relative to 1 + |z|, at least 0.
         batch_size: inputs at a time.
 
     Returns:

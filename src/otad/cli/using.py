@@ -82,10 +82,9 @@ def certify(
     _write_csv(found, {"predicted": certificate.label, "radius": rounded, "kind": certificate.kind}, out)
     if quiet:
         return
-    counts = certificate.kind != "conditional"
-    right = counts if found.y is None else counts & _equal(certificate.label, found.y)
+    right = np.full(len(found.x), True) if found.y is None else _equal(certificate.label, found.y)
     what = "certified" if found.y is None else "correct and certified"
-    shares = ", ".join(f"{100 * (right & (certificate.radius >= r)).mean():.1f} % at L2 {r:g}" for r in budgets)
+    shares = ", ".join(f"{100 * (right & (certificate.proven > r)).mean():.1f} % at L2 {r:g}" for r in budgets)
     say(
         f"{_counted(len(found.x), found, certificate.label)}; {what}: {shares} (radii in {card.units})"
         + _about_network(clf)
