@@ -9,8 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from otad.cip import Solution
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
-from otad.nn.orthogonal import EncodedStem
+from otad.defense import (
+    OTAD,
+    CellInterpolation,
+    GlobalInterpolation,
+    NeighborhoodInterpolation,
+    NetworkInterpolation,
+)
+from otad.nn import CenteredFlatten, EncodedStem
 
 __all__ = ["ROUNDING", "Certificate", "boundary_distance", "certify"]
 
@@ -31,7 +37,8 @@ class Certificate:
             certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
             (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
-            the radius has only features of the class), "nearest" (the 1-NN baseline's planes between samples),
+            the radius has only features of the class), "cells" (distance to the cells of other classes of a power
+            diagram), "nearest" (the 1-NN baseline's planes between samples),
             "1-lipschitz" (the baseline network of orthogonal layers). "conditional" assumes the neighbours fixed: never
             count it as certified. "randomised" (smoothing) holds for each sample with a probability only, and for a
             majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown. "none": a
@@ -68,6 +75,7 @@ def certify(
     conditional: bool = False,
     arguments: Collection[str] = NEIGHBORHOOD_ARGUMENTS,
     rounding: float = ROUNDING,
+    box: tuple[float, float] | None = None,
     batch_size: int = 256,
 ) -> Certificate:
     """Certify a defended classifier at each input, by the best sound argument that applies.
@@ -84,6 +92,9 @@ def certify(
         arguments: which of the kinds "neighborhood" and "unanimous" a neighbourhood may be certified by; each radius is
             the larger of theirs.
         rounding: allowance for float32 in the feature, relative to 1 + |z|, at least 0.
+        box: the least and the largest value of every input, (0, 1) for images: then only perturbed inputs inside of it
+            count, as in attacks on images. Cells on `CenteredFlatten` know what to do with it; other radii are the same
+            as without.
         batch_size: inputs at a time.
 
     Returns:
@@ -109,6 +120,13 @@ def certify(
                 label = exact.head(solution.value).argmax(1)
                 rows.append((label, torch.zeros_like(points[:, 0]), np.full(len(part), "none", object)))
                 continue
+            if isinstance(exact.interpolation, CellInterpolation):
+                label = solution.value.argmax(1)
+                inside = exact.stem.box(*box) if box is not None and isinstance(exact.stem, CenteredFlatten) else None
+                reach = exact.interpolation.diagram.distance(points, label, box=inside, rounding=FLOAT32)
+                radius = _rounded(part, _free_radius(exact.stem, part, reach))
+                rows.append((label, radius, np.full(len(part), "cells", object)))
+                continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):
                 reach = boundary / exact.interpolation.potential.lipschitz
@@ -118,11 +136,15 @@ def certify(
                 free = _free_radius(exact.stem, part, reach)
                 where = points if coordinates is None else coordinates
                 radius, kind = _neighborhood(exact, where, solution, label, free, conditional, arguments, rounding)
-            # An input and what it is moved to are rounded to float32 themselves.
-            radius = radius - FLOAT32 * part.flatten(1).norm(dim=1)
-            rows.append((label, torch.where(radius > 0, radius, 0), kind))  # 0 also where it is NaN
+            rows.append((label, _rounded(part, radius), kind))
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
+
+
+def _rounded(inputs: Float[Tensor, "batch ..."], radius: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """An input and what it is moved to are rounded to float32 themselves."""
+    radius = radius - FLOAT32 * inputs.flatten(1).norm(dim=1)
+    return torch.where(radius > 0, radius, 0)  # 0 also where it is NaN
 
 
 def _free_radius(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from otad.cip import BrenierPotential, Regularity, Solution, Status
+from otad.cip import BrenierPotential, PowerDiagram, Regularity, Solution, Status
 from otad.cip.gram import InnerProducts, inner_products
 from otad.cip.interpolation import BRANCHES, Branch, interpolant
 from otad.cip.mean_potential import MeanPotential
@@ -19,6 +19,7 @@ from otad.retrieval import Neighbors, Retrieval, neighborhood
 
 __all__ = [
     "OTAD",
+    "CellInterpolation",
     "GlobalInterpolation",
     "Interpolation",
     "NeighborhoodInterpolation",
@@ -89,7 +90,7 @@ class OTAD(nn.Module):
 
         None where none are looked up.
         """
-        if isinstance(self.interpolation, GlobalInterpolation):
+        if isinstance(self.interpolation, GlobalInterpolation | CellInterpolation):
             return None
         retrieval = self.interpolation.retrieval
         return self.stem if retrieval is None else retrieval  # type: ignore[return-value]
@@ -136,6 +137,36 @@ class GlobalInterpolation(nn.Module):
 
     def smoothed(self, factor: float) -> "GlobalInterpolation":
         return GlobalInterpolation(self.potential.smoothed(factor), self.branch)
+
+
+class CellInterpolation(nn.Module):
+    """A power diagram in place of a smooth potential: to the best score of each class, for a head that is the identity.
+
+    Args:
+        diagram: the pieces and their classes.
+    """
+
+    retrieval = None
+    branch: Branch = "lower"
+
+    def __init__(self, diagram: PowerDiagram) -> None:
+        super().__init__()
+        self.diagram = diagram
+
+    def forward(self, x: Float[Tensor, "batch d"], coordinates: Float[Tensor, "batch e"] | None = None) -> Solution:
+        """Scores; there are no neighbours, so coordinates say nothing.
+
+        Returns:
+            value: (batch, classes), in the dtype of x.
+            stats: "indices" (batch, 1), the piece in whose cell x is, and "weights" (batch, 1), all of them 1.
+        """
+        value, best = self.diagram(x)
+        cell = best.gather(1, value.detach().argmax(1, keepdim=True))
+        status = torch.full_like(cell[:, 0], Status.CONVERGED)
+        return Solution(value.to(x.dtype), status, {"indices": cell, "weights": torch.ones_like(cell).double()})
+
+    def smoothed(self, factor: float) -> "CellInterpolation":
+        return CellInterpolation(self.diagram.smoothed(factor))
 
 
 class NeighborhoodInterpolation(nn.Module):

@@ -72,9 +72,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".
         smoothness_factor: the smallest L is multiplied by this ("neighborhood").
         branch: "lower", "upper", "mean"; None is "mean" for "global" and "lower" for "neighborhood".
-        target_radius: train another global potential for certificates of this L2 radius ("refinement"): pieces that
-            start at training samples, on an orthogonal encoder, all of it 1-Lipschitz. Gives up the exact fit of the
-            training set and evaluates the "lower" branch. None interpolates the transport map.
+        target_radius: train for certificates of this L2 radius ("refinement"), with pieces that start at training
+            samples, instead of interpolating the transport map. Gives up the exact fit of the training set.
+        refinement: what is trained with `target_radius`: "cells" (a power diagram, whose distance to other classes'
+            cells is computed) or "potential" (a smooth potential on an orthogonal encoder, 1-Lipschitz).
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).
@@ -137,6 +138,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         smoothness_factor: float = 1.0,
         branch: str | None = None,
         target_radius: float | None = None,
+        refinement: str = "cells",
         n_neighbors: int = 10,
         infeasible: str = "relax",
         retrieval: str = "euclidean",
@@ -169,6 +171,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.smoothness_factor = smoothness_factor
         self.branch = branch
         self.target_radius = target_radius
+        self.refinement = refinement
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
         self.network_width = network_width
@@ -215,7 +218,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             if self.target_radius is None:
                 module = interpolated(parameters, self.backbone_, transport, retrieval)
             else:
-                found = fit_refined(self.target_radius, self.backbone_, transport, inputs, labels, training)
+                found = fit_refined(parameters, self.backbone_, transport, inputs, labels, training)
                 self.refined_, self.refinement_ = found
                 module = self.refined_.module()
         if self.interpolation == "network":
@@ -262,9 +265,15 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """Softmax of the logits (n, classes); not calibrated."""
         return self._logits(X).softmax(1).numpy()
 
-    def certify(self, X: Any, *, rounding: float = ROUNDING) -> Certificate:
-        """Radii within which `predict` provably does not change; see `otad.certificate.certify`."""
-        found = certify(self.module_, self._inputs(X), rounding=rounding)
+    def certify(self, X: Any, *, rounding: float = ROUNDING, box: tuple[float, float] | None = None) -> Certificate:
+        """Radii within which `predict` provably does not change; see `otad.certificate.certify`.
+
+        Args:
+            X: as in `predict`.
+            rounding: see `certify`.
+            box: (0, 1) where only images count, which have no values outside of it; None for any perturbation.
+        """
+        found = certify(self.module_, self._inputs(X), rounding=rounding, box=box)
         return Certificate(self.classes_[found.label], found.radius, found.kind)
 
     def explain(self, X: Any, k: int = 10) -> Explanation:

@@ -33,8 +33,8 @@ class SavedClassifier:
         modules: state of each network by its name.
         transport: the transport map.
         potential: on the points of the transport map, where one was fitted.
-        pieces: the points of the transport map that the pieces of a refined potential started from; such a potential
-            has points and features of its own. None where it interpolates the whole map.
+        pieces: the points of the transport map that refined pieces started from; a refined potential has points and
+            features of its own. None where the whole map is interpolated.
     """
 
     parameters: dict[str, Any]
@@ -50,11 +50,13 @@ def write_classifier(folder: Path, saved: SavedClassifier) -> None:
     tensors = {f"{module}.{name}": t for module, state in saved.modules.items() for name, t in state.items()}
     tensors |= {f"transport.{name}": getattr(saved.transport, name) for name in TRANSPORT_TENSORS}
     bounds = None
+    if saved.pieces is not None:
+        tensors["pieces"] = saved.pieces
     if saved.potential is not None:
         tensors["potentials"] = saved.potential.potentials
         bounds = [saved.potential.regularity.l, saved.potential.regularity.L]
         if saved.pieces is not None:
-            tensors |= {"pieces": saved.pieces, "points": saved.potential.x, "features": saved.potential.z}
+            tensors |= {"points": saved.potential.x, "features": saved.potential.z}
     facts = {
         "parameters": saved.parameters,
         **saved.learned,
@@ -80,7 +82,7 @@ def read_classifier(folder: Path) -> SavedClassifier:
         arrays = {name: tensors.pop(f"transport.{name}") for name in TRANSPORT_TENSORS}
         transport = TransportMap(**arrays, conflicts=facts.pop("conflicts"))
         potential, pieces = None, tensors.pop("pieces", None)
-        if parameters["interpolation"] == "global":
+        if "potentials" in tensors:
             values = tensors.pop("potentials")
             x, z = transport.x, transport.z
             if pieces is not None:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from otad.cip import BrenierPotential
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation
+from otad.defense import OTAD, CellInterpolation, GlobalInterpolation, NeighborhoodInterpolation
 from otad.fitting.parameters import Parameters, fixed_regularity
 from otad.nn import Backbone, EncodedStem
 from otad.retrieval import Retrieval
@@ -82,6 +82,6 @@ def training_fit(module: OTAD, backbone: Backbone, transport: TransportMap) -> d
         "train_accuracy": float((weight * (ours == transport.y)).sum()),
         "backbone_train_accuracy": float((weight * (theirs == transport.y)).sum()),
     }
-    if isinstance(stem, EncodedStem):  # refined: other features
+    if isinstance(stem, EncodedStem) or isinstance(module.interpolation, CellInterpolation):  # refined: other features
         return fit
     return {"feature_error": float((z - transport.z).abs().amax())} | fit

@@ -21,6 +21,7 @@ ALLOWED = {
     "backbone": tuple(BACKBONES),
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
+    "refinement": ("cells", "potential"),
     "retrieval": ("euclidean", "learned", "robust"),
     "device": (None, "cpu", "cuda"),
 }
@@ -122,3 +123,7 @@ def _check_target_radius(parameters: Parameters) -> None:
     chosen = parameters["interpolation"], parameters["branch"], parameters["smoothness"]
     if chosen not in (("global", None, None), ("global", "lower", None)):
         raise ValueError("target_radius needs interpolation='global', branch None or 'lower', smoothness None")
+    if parameters["refinement"] == "cells" and parameters["backbone"] != "mlp":
+        raise ValueError(
+            "refinement='cells' works on the inputs as they are: backbone='mlp', or refinement='potential'"
+        )

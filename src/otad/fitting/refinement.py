@@ -1,4 +1,4 @@
-"""Refinement: another potential, trained for a certified radius on an orthogonal encoder of its own."""
+"""Refinement: pieces on an orthogonal encoder of their own, trained for a certified radius."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,57 +8,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from otad.cip import BrenierPotential
-from otad.defense import OTAD, GlobalInterpolation
+from otad.cip import BrenierPotential, PowerDiagram
+from otad.defense import OTAD, CellInterpolation, GlobalInterpolation
+from otad.fitting.parameters import Parameters
 from otad.nn import Backbone, EncodedStem, MaxMinEncoder
 from otad.storage import SavedClassifier
-from otad.train import Deformations, anchored_potential, refine
+from otad.train import Deformations, LearnedDiagram, anchored_potential, refine, refine_diagram
 from otad.transport import TransportMap
 
 __all__ = ["Refined", "fit_refined", "restored_refined"]
 
-PIECES = 500
+PIECES = {"cells": 2000, "potential": 500}  # at most
 ENCODED = 256  # units of the encoder, at most
-ANCHORS = 3.0  # length of the features that the pieces start with, in target radii
+ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A potential that interpolates nothing, and what it stands between.
+    """What was learned in place of an interpolated map, and what it stands between.
 
     Attributes:
-        stem: inputs to the points of the potential: the backbone's stem, then the encoder.
-        potential: to be evaluated by its lower branch.
-        head: features to logits.
-        pieces: points of the transport map that the potential's pieces started from.
+        stem: inputs to points: the backbone's stem, and of a potential the encoder on it.
+        learned: a potential, to be evaluated by its lower branch, or a power diagram.
+        head: features, or scores, to logits.
+        pieces: points of the transport map that the pieces started from.
     """
 
-    stem: EncodedStem
-    potential: BrenierPotential
+    stem: nn.Module
+    learned: BrenierPotential | PowerDiagram
     head: nn.Linear
     pieces: Int[Tensor, " pieces"]
 
     def module(self) -> OTAD:
+        if isinstance(self.learned, PowerDiagram):
+            return OTAD(self.stem, CellInterpolation(self.learned), self.head)
         # It has learned its lower branch; the upper one would be another function.
-        return OTAD(self.stem, GlobalInterpolation(self.potential, "lower"), self.head)
+        return OTAD(self.stem, GlobalInterpolation(self.learned, "lower"), self.head)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What to save beside potential and pieces, by name."""
+        """What to save beside a potential and the pieces, by name."""
+        if isinstance(self.learned, PowerDiagram):
+            return {"diagram": self.learned.state_dict()}
+        assert isinstance(self.stem, EncodedStem)
         return {"encoders": self.stem.encoders.state_dict(), "head": self.head.state_dict()}
 
 
 def fit_refined(
-    target_radius: float,
+    parameters: Parameters,
     backbone: Backbone,
     transport: TransportMap,
     inputs: Float[Tensor, "n ..."],
     labels: Int[Tensor, " n"],
     training: Mapping[str, Any],
 ) -> tuple[Refined, dict[str, Any]]:
-    """Train on all samples, the encoder along with the potential, whose pieces start at some of the samples.
+    """Train on all samples, the encoder along with the pieces, which start at some of the samples.
 
     Args:
-        target_radius: see `refine`.
+        parameters: of `OTADClassifier`: target_radius and refinement.
         backbone: trained.
         transport: read off it.
         inputs: training samples; images are deformed while training.
@@ -68,36 +74,59 @@ def fit_refined(
     Returns:
         the parts, and what was reached: facts "before" and "after", one dict per epoch in "history".
     """
-    target_radius = float(target_radius)
+    radius, kind = float(parameters["target_radius"]), parameters["refinement"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
-        encoded, head = _untrained(backbone, transport)
-        pieces = torch.randperm(len(transport.x))[:PIECES]
+        stem, head = _untrained(kind, backbone, transport)
+        pieces = _spread(transport.y, PIECES[kind])
     with torch.no_grad():
-        points = encoded(inputs[transport.samples[pieces]])
-        start = anchored_potential(points, transport.y[pieces], head, ANCHORS * target_radius)
-    augment = Deformations() if inputs.ndim == 4 else None
-    found = refine(start, head, encoded, inputs, labels, target_radius=target_radius, augment=augment, **training)
+        points = stem(inputs[transport.samples[pieces]])
+    options = {"target_radius": radius, "augment": Deformations() if inputs.ndim == 4 else None, **training}
+    if kind == "cells":
+        box = (0.0, 1.0) if inputs.ndim == 4 else None
+        found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
+        learned = found.diagram
+    else:
+        start = anchored_potential(points, transport.y[pieces], head, ANCHORS * radius)
+        found = refine(start, head, stem, inputs, labels, **options)
+        learned = found.potential
     history = [vars(epoch).copy() for epoch in found.history]
-    reached = {"before": found.before, "after": found.after, "history": history}
-    return Refined(encoded, found.potential, head, pieces), reached
+    return Refined(stem, learned, head, pieces), {"before": found.before, "after": found.after, "history": history}
 
 
 def restored_refined(backbone: Backbone, saved: SavedClassifier) -> Refined | None:
     """What was saved, None where nothing was refined; torch draws the weights that it is first filled with."""
-    if saved.pieces is None or saved.potential is None:
+    if saved.pieces is None:
         return None
-    encoded, head = _untrained(backbone, saved.transport)
-    encoded.encoders.load_state_dict(saved.modules["encoders"])
+    if saved.potential is None:
+        stem, head = _untrained("cells", backbone, saved.transport)
+        parts = saved.modules["diagram"]
+        return Refined(stem, PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"]), head, saved.pieces)
+    stem, head = _untrained("potential", backbone, saved.transport)
+    assert isinstance(stem, EncodedStem)
+    stem.encoders.load_state_dict(saved.modules["encoders"])
     head.load_state_dict(saved.modules["head"])
-    return Refined(encoded, saved.potential, head, saved.pieces)
+    return Refined(stem, saved.potential, head, saved.pieces)
 
 
-def _untrained(backbone: Backbone, transport: TransportMap) -> tuple[EncodedStem, nn.Linear]:
-    """The backbone's stem with an encoder, and a head of orthonormal rows that is not trained."""
-    d = transport.x.shape[1]
+def _untrained(kind: str, backbone: Backbone, transport: TransportMap) -> tuple[nn.Module, nn.Linear]:
+    """For cells the backbone's stem and the identity; else with an encoder and orthonormal rows, not to be trained."""
+    d, classes = transport.x.shape[1], backbone.head.out_features
     width = min(ENCODED, max(2, d - d % 2))
-    head = nn.Linear(width, backbone.head.out_features).requires_grad_(False)
-    nn.init.orthogonal_(head.weight)
+    head = nn.Linear(classes if kind == "cells" else width, classes).requires_grad_(False)
     nn.init.zeros_(head.bias)
+    if kind == "cells":
+        nn.init.eye_(head.weight)
+        return backbone.stem, head
+    nn.init.orthogonal_(head.weight)
     return EncodedStem(backbone.stem, MaxMinEncoder(d, width)), head
+
+
+def _spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:
+    """Indices of at most so many points, in random order, with the same share of every class, at least one."""
+    share = min(1.0, most / len(y))
+    chosen = []
+    for c in range(int(y.amax()) + 1):
+        own = (y == c).nonzero().squeeze(1)
+        chosen.append(own[torch.randperm(len(own))[: max(1, round(share * len(own)))]])
+    return torch.cat(chosen)

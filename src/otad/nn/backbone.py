@@ -32,6 +32,10 @@ class CenteredFlatten(nn.Module):
         """The inputs of points."""
         return points.unflatten(1, self.mean.shape) + self.mean
 
+    def box(self, low: float, high: float) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+        """The points of inputs whose every value lies between the two: least and largest coordinates."""
+        return (low - self.mean).flatten(), (high - self.mean).flatten()
+
 
 class Backbone(nn.Module):
     """stem -> trunk -> head; the trunk keeps the dimension and is trained to be an optimal-transport map.

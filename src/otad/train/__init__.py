@@ -4,14 +4,18 @@ from otad.train.affine_potential import AffinePotential
 from otad.train.augmentation import Deformations
 from otad.train.backbone import Epoch, fit_backbone
 from otad.train.cip_net import fit_cip_net, imitate
+from otad.train.diagram import DiagramRefinement, LearnedDiagram, refine_diagram
 from otad.train.embedding import EmbeddingEpoch, fit_embedding
-from otad.train.potential import Refinement, RefinementEpoch, anchored_potential, refine
+from otad.train.potential import Refinement, anchored_potential, refine
+from otad.train.refinement import RefinementEpoch
 
 __all__ = [
     "AffinePotential",
     "Deformations",
+    "DiagramRefinement",
     "EmbeddingEpoch",
     "Epoch",
+    "LearnedDiagram",
     "Refinement",
     "RefinementEpoch",
     "anchored_potential",
@@ -20,4 +24,5 @@ __all__ = [
     "fit_embedding",
     "imitate",
     "refine",
+    "refine_diagram",
 ]

@@ -3,48 +3,23 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from otad.cip import BrenierPotential, Regularity
-from otad.errors import OTADError
 from otad.train.affine_potential import AffinePotential
-from otad.train.loop import Augment, EpochRow, digest, train
+from otad.train.loop import Augment
 from otad.train.margin import row_distances
+from otad.train.refinement import Objective, RefinementEpoch, refined
 
-__all__ = ["Refinement", "RefinementEpoch", "anchored_potential", "refine"]
+__all__ = ["Refinement", "anchored_potential", "refine"]
 
 BEYOND = 1.75  # times the target radius: what the loss asks for, so that unseen samples reach the target
 TEMPERATURE = 0.25  # of the cross entropy, times the target radius
 INTERCEPTS = 10.0  # their rate, times that of slopes: they are in squared units
-FIRST_RATE = 1e-2
-BETAS = (0.9, 0.99)
 SAMPLES_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class RefinementEpoch(EpochRow):
-    """Of a refinement, over the training samples, augmented where they are.
-
-    Attributes:
-        accuracy: share classified correctly while training.
-        certified: share whose radius exceeds the target.
-    """
-
-    accuracy: float
-    certified: float
-
-    @classmethod
-    def of(cls, epoch: int, seconds: float, means: list[float]) -> Self:
-        loss, accuracy, certified = means
-        return cls(epoch, loss, seconds, accuracy, certified)
-
-    def __str__(self) -> str:
-        return f"loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, certified {self.certified:.1%}"
 
 
 @dataclass(frozen=True)
@@ -139,59 +114,36 @@ def refine(
 
     Source: METHOD section 3, "Global"; margin loss of Tsuzuku et al., NeurIPS 2018, arXiv 1802.04034.
     """
-    if len(inputs) != len(y) or len(y) == 0:
-        raise ValueError(f"inputs and y need the same number of rows, at least one; got {len(inputs)} and {len(y)}")
-    if not (0 < target_radius < math.inf and epochs >= 1):
-        raise ValueError(f"target_radius and epochs must be positive; got {target_radius} and {epochs}")
     model = nn.ModuleDict({"potential": potential, "head": head, "stem": stem})
-    settings = {"target_radius": target_radius, "augment": None if augment is None else _named(augment)}
-    settings["start"] = digest(*(value for _, value in sorted(model.state_dict().items())))
-    learned = [p for p in model.parameters() if p.requires_grad]
-    others = [p for p in learned if p is not potential.intercepts]
-    groups = [{"params": others}, {"params": [potential.intercepts], "share": INTERCEPTS}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=0.0)
-    model.to(Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision).device)
-    objective = _Objective(stem, potential, head, target_radius)
-    started_from = potential.features.detach().clone()
-    before = _facts(objective, inputs, y, started_from)
-    history = train(
+    before, after, history = refined(
         "potential",
         model,
-        objective,
-        (inputs, y),
-        optimizer,
-        RefinementEpoch,
-        settings=settings,
+        _Objective(stem, potential, head, target_radius),
+        inputs,
+        y,
+        potential.intercepts,
+        share=INTERCEPTS,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        augment=augment,
         seed=seed,
         checkpoint=checkpoint,
         resume=resume,
         device=device,
         mixed_precision=mixed_precision,
         progress=progress,
-        first_rate=FIRST_RATE,
-        augment=augment,
     )
-    if not all(bool(p.isfinite().all()) for p in learned):
-        raise OTADError("refinement diverged: parameters are not finite; scale the columns of x, or lower the rate")
-    after = _facts(objective, inputs, y, started_from)
-    model.to("cpu")
     return Refinement(potential.fixed(), head, before, after, history)
 
 
-def _named(augment: Augment) -> str:
-    """A function by its name, anything else, such as `Deformations`, by what it says of itself."""
-    return getattr(augment, "__qualname__", None) or repr(augment)
-
-
-class _Objective(nn.Module):
+class _Objective(Objective):
     """Loss, accuracy and certified share of a batch; a module of its own so that any engine can wrap it."""
 
     def __init__(self, stem: nn.Module, potential: AffinePotential, head: nn.Linear, target_radius: float) -> None:
         super().__init__()
         self.stem, self.potential, self.head, self.target_radius = stem, potential, head, target_radius
+        self.started_from = potential.features.detach().clone()
         self.lipschitz = float(stem.lipschitz) * float(potential.regularity.lipschitz)  # type: ignore[arg-type]
 
     def forward(self, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,23 +167,13 @@ class _Objective(nn.Module):
         unit = (apart.square().sum() / (len(apart) * (len(apart) - 1))).sqrt()
         return self.head(self.potential(points)) / (self.lipschitz * unit), apart[y] / unit
 
+    def facts(self) -> dict[str, float]:
+        """How far the features at the pieces' points are from where they started, in the mean."""
+        features = torch.cat([self.potential(part) for part in self.potential.x.split(SAMPLES_AT_ONCE)])
+        return {"feature_error": float((features - self.started_from.to(features)).norm(dim=1).mean())}
+
 
 def _radius(logits: Tensor, price: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
     others = torch.ones_like(logits, dtype=torch.bool).scatter(1, y[:, None], False)
     margin = (logits.gather(1, y[:, None]) - logits) / price.clamp(min=1e-12)
     return torch.where(others, margin, torch.inf).amin(1)
-
-
-def _facts(
-    objective: _Objective, inputs: Tensor, y: Tensor, started_from: Float[Tensor, "pieces d"]
-) -> dict[str, float]:
-    potential = objective.potential
-    with torch.no_grad():
-        parts = zip(inputs.split(SAMPLES_AT_ONCE), y.split(SAMPLES_AT_ONCE), strict=True)
-        radius = torch.cat([objective.radius(*(side.to(potential.x.device) for side in part)) for part in parts])
-        features = torch.cat([potential(part) for part in potential.x.split(SAMPLES_AT_ONCE)])
-    return {
-        "accuracy": float((radius > 0).double().mean()),
-        "certified": float((radius > objective.target_radius).double().mean()),
-        "feature_error": float((features - started_from).norm(dim=1).mean()),
-    }

@@ -1,0 +1,137 @@
+"""Power diagrams in training: distances against the proven ones, gradients, what training gains, resuming."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from otad.certificate import certify
+from otad.defense import OTAD, CellInterpolation
+from otad.errors import ModelFolderError
+from otad.nn import CenteredFlatten, MaxMinEncoder
+from otad.train import DiagramRefinement, LearnedDiagram, refine_diagram
+
+
+def digits(first: int, last: int) -> tuple[Tensor, Tensor]:
+    X, y = load_digits(return_X_y=True)
+    return torch.tensor(X[first:last] / 16, dtype=torch.float32), torch.tensor(y[first:last])
+
+
+def identity() -> nn.Linear:
+    head = nn.Linear(10, 10)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def trained(box: tuple[float, float] | None, **options: object) -> tuple[CenteredFlatten, DiagramRefinement]:
+    x, y = digits(0, 400)
+    stem = CenteredFlatten(x.mean(0))
+    diagram = LearnedDiagram(stem(x[:100]), y[:100])
+    settings: dict = {"target_radius": 0.4, "epochs": 6, "seed": 3, "box": box} | options
+    return stem, refine_diagram(diagram, stem, x, y, **settings)
+
+
+@pytest.fixture(scope="module", params=[None, (0.0, 1.0)], ids=["anywhere", "in the box"])
+def refined(request: pytest.FixtureRequest) -> tuple[OTAD, DiagramRefinement, tuple[float, float] | None]:
+    stem, found = trained(request.param)
+    return OTAD(stem, CellInterpolation(found.diagram), identity()), found, request.param
+
+
+Refined = tuple[OTAD, DiagramRefinement, tuple[float, float] | None]
+
+
+def test_training_raises_certified_accuracy_on_unseen_samples(refined: Refined) -> None:
+    model, found, box = refined
+    x, y = digits(400, 800)
+    start = LearnedDiagram(model.stem(digits(0, 100)[0]), digits(0, 100)[1]).fixed()
+    before = OTAD(model.stem, CellInterpolation(start), identity())
+    shares = [certify(m, x, box=box).certified(0.4, y.numpy()) for m in (before, model)]
+    assert shares[1] > shares[0] + 0.05
+    assert found.after["certified"] > found.before["certified"]
+    assert found.history[-1].loss < found.history[0].loss
+
+
+def test_distances_of_training_are_proven(refined: Refined) -> None:
+    """The fast path looks at few planes, so what is proven is at least as much, up to float32 and allowances."""
+    model, found, box = refined
+    x, y = digits(0, 400)
+    certificate = certify(model, x, box=box)
+    assert found.after["accuracy"] == pytest.approx(np.mean(certificate.label == y.numpy()), abs=0.003)
+    assert certificate.certified(0.399, y.numpy()) >= found.after["certified"] - 0.003
+
+
+def test_a_box_certifies_more_and_steps_inside_of_it_change_no_label(refined: Refined) -> None:
+    model, x = refined[0].exact(), digits(400, 500)[0]
+    anywhere, inside = certify(refined[0], x), certify(refined[0], x, box=(0.0, 1.0))
+    assert (inside.radius >= anywhere.radius).all()
+    assert inside.radius.mean() > 1.02 * anywhere.radius.mean()
+    radius, label = torch.from_numpy(inside.radius), torch.from_numpy(inside.label)
+    x = x.double()
+    for target in range(10):
+        moved = x.clone().requires_grad_()
+        for _ in range(10):
+            logits = model(moved)
+            gain = logits[:, target] - logits.gather(1, label[:, None]).squeeze(1)
+            (gradient,) = torch.autograd.grad(gain.sum(), moved)
+            step = (moved.detach() + 0.5 * gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(
+                0, 1
+            ) - x
+            step = step * (0.9999 * radius / step.norm(dim=1).clamp(min=1e-12)).clamp(max=1)[:, None]
+            moved = (x + step).requires_grad_()
+        same = model(moved).argmax(1) == label
+        assert same[radius > 0].all()
+
+
+@pytest.mark.parametrize("box", [None, (torch.full((5,), -1.0).double(), torch.full((5,), 1.0).double())])
+def test_gradients_are_those_of_finite_differences(box: tuple[Tensor, Tensor] | None) -> None:
+    draws = torch.Generator().manual_seed(0)
+    diagram = LearnedDiagram(torch.randn(12, 5, generator=draws).double(), torch.arange(12) % 3)
+    x = (2 * torch.rand(6, 5, generator=draws) - 1).double()
+    y = diagram.fixed()(x)[0].argmax(1)  # on the near side of every plane
+
+    def least(slopes: Tensor, intercepts: Tensor) -> Tensor:
+        parts = {"slopes": slopes, "intercepts": intercepts}
+        return torch.func.functional_call(diagram, parts, (x, y, box)).amin(1)
+
+    parts = [diagram.slopes.detach().requires_grad_(), diagram.intercepts.detach().requires_grad_()]
+    torch.autograd.gradcheck(least, parts, eps=1e-6, atol=1e-4, rtol=1e-3)
+
+
+def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otad.train.state import TrainingState
+
+    whole = trained((0.0, 1.0), epochs=3)[1]
+    save, saved = TrainingState.save, []
+
+    def interrupting(self, *args):  # type: ignore[no-untyped-def]
+        save(self, *args)
+        saved.append(1)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            trained((0.0, 1.0), epochs=3, checkpoint=tmp_path)
+    resumed = trained((0.0, 1.0), epochs=3, checkpoint=tmp_path, resume=True)[1]
+    assert torch.equal(resumed.diagram.slopes, whole.diagram.slopes)
+    with pytest.raises(ModelFolderError, match="box"):
+        trained(None, epochs=3, checkpoint=tmp_path, resume=True)
+
+
+def test_a_box_needs_a_stem_that_keeps_it() -> None:
+    x, y = digits(0, 100)
+    stem = MaxMinEncoder(64, 16)
+    with torch.no_grad():
+        diagram = LearnedDiagram(stem(x), y)
+    with pytest.raises(ValueError, match="box"):
+        refine_diagram(diagram, stem, x, y, target_radius=0.3, epochs=1, box=(0.0, 1.0))
+
+
+def test_every_class_needs_a_point() -> None:
+    with pytest.raises(ValueError, match="every class"):
+        LearnedDiagram(torch.zeros(2, 3), torch.tensor([0, 2]))
