@@ -25,6 +25,7 @@ __all__ = [
     "NeighborhoodInterpolation",
     "NetworkInterpolation",
     "guessed_weights",
+    "identity_head",
     "known_smoothness",
 ]
 
@@ -167,6 +168,14 @@ class CellInterpolation(nn.Module):
 
     def smoothed(self, factor: float) -> "CellInterpolation":
         return CellInterpolation(self.diagram.smoothed(factor))
+
+
+def identity_head(classes: int) -> nn.Linear:
+    """For scores that are logits already."""
+    head = nn.Linear(classes, classes)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 class NeighborhoodInterpolation(nn.Module):

@@ -9,16 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from otad.cip import BrenierPotential, PowerDiagram
-from otad.defense import OTAD, CellInterpolation, GlobalInterpolation
+from otad.defense import OTAD, CellInterpolation, GlobalInterpolation, identity_head
 from otad.fitting.parameters import Parameters
 from otad.nn import Backbone, EncodedStem, MaxMinEncoder
 from otad.storage import SavedClassifier
 from otad.train import Deformations, LearnedDiagram, anchored_potential, refine, refine_diagram
 from otad.transport import TransportMap
 
-__all__ = ["Refined", "fit_refined", "restored_refined"]
+__all__ = ["Refined", "fit_refined", "restored_refined", "spread", "usual_cells"]
 
-PIECES = {"cells": 2000, "potential": 500}  # at most
+PIECES = 500  # of a potential, at most
+CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
@@ -78,10 +79,14 @@ def fit_refined(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
         stem, head = _untrained(kind, backbone, transport)
-        pieces = _spread(transport.y, PIECES[kind])
+        pieces = spread(transport.y, PIECES if kind == "potential" else usual_cells(len(labels)))
     with torch.no_grad():
         points = stem(inputs[transport.samples[pieces]])
-    options = {"target_radius": radius, "augment": Deformations() if inputs.ndim == 4 else None, **training}
+    options = {
+        "target_radius": radius,
+        "augment": Deformations.usual(len(inputs)) if inputs.ndim == 4 else None,
+        **training,
+    }
     if kind == "cells":
         box = (0.0, 1.0) if inputs.ndim == 4 else None
         found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
@@ -113,16 +118,20 @@ def _untrained(kind: str, backbone: Backbone, transport: TransportMap) -> tuple[
     """For cells the backbone's stem and the identity; else with an encoder and orthonormal rows, not to be trained."""
     d, classes = transport.x.shape[1], backbone.head.out_features
     width = min(ENCODED, max(2, d - d % 2))
-    head = nn.Linear(classes if kind == "cells" else width, classes).requires_grad_(False)
-    nn.init.zeros_(head.bias)
     if kind == "cells":
-        nn.init.eye_(head.weight)
-        return backbone.stem, head
+        return backbone.stem, identity_head(classes)
+    head = nn.Linear(width, classes).requires_grad_(False)
+    nn.init.zeros_(head.bias)
     nn.init.orthogonal_(head.weight)
     return EncodedStem(backbone.stem, MaxMinEncoder(d, width)), head
 
 
-def _spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:
+def usual_cells(n: int) -> int:
+    """Pieces of a diagram trained on n samples, at most."""
+    return max(CELLS, n // CELLS_SHARE)
+
+
+def spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:
     """Indices of at most so many points, in random order, with the same share of every class, at least one."""
     share = min(1.0, most / len(y))
     chosen = []

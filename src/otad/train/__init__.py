@@ -4,7 +4,7 @@ from otad.train.affine_potential import AffinePotential
 from otad.train.augmentation import Deformations
 from otad.train.backbone import Epoch, fit_backbone
 from otad.train.cip_net import fit_cip_net, imitate
-from otad.train.diagram import DiagramRefinement, LearnedDiagram, refine_diagram
+from otad.train.diagram import DiagramRefinement, LearnedDiagram, refine_diagram, usual_epochs
 from otad.train.embedding import EmbeddingEpoch, fit_embedding
 from otad.train.potential import Refinement, anchored_potential, refine
 from otad.train.refinement import RefinementEpoch
@@ -25,4 +25,5 @@ __all__ = [
     "imitate",
     "refine",
     "refine_diagram",
+    "usual_epochs",
 ]

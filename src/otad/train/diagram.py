@@ -1,5 +1,6 @@
 """A power diagram trained for the distance of the samples to the cells of other classes."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from otad.nn import CenteredFlatten
 from otad.train.loop import Augment
 from otad.train.refinement import Objective, RefinementEpoch, refined
 
-__all__ = ["DiagramRefinement", "LearnedDiagram", "refine_diagram"]
+__all__ = ["DiagramRefinement", "LearnedDiagram", "refine_diagram", "usual_epochs"]
 
-BEYOND = 1.5  # times the target radius: what the loss asks for, so that unseen samples reach the target
-TEMPERATURE = 0.25  # of the cross entropy, times the target radius
+BEYOND = 1.25  # times the target radius: what the loss asks for, so that unseen samples reach the target
+TEMPERATURE = 0.16  # of the cross entropy, times the target radius
 INTERCEPTS = 5.0  # their rate, times that of slopes: they are in squared units
+BATCH = 256
+USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 5000
 FEW = 4  # pieces of a sample's class that may keep the others away
 BOXED = 3  # classes whose distance within the box is computed
 NEWTON = 4
@@ -137,6 +140,11 @@ def _boxed(x: Tensor, apart: Tensor, offset: Tensor, ahead: Tensor, box: Box) ->
     return distance + rate * (changed - changed.detach())
 
 
+def usual_epochs(n: int, batch_size: int = BATCH) -> int:
+    """Of training on n samples: 80, and fewer, but 12, where these are more than 5,000 steps."""
+    return min(USUAL_EPOCHS, max(LEAST_EPOCHS, MOST_STEPS // max(1, math.ceil(n / batch_size))))
+
+
 def refine_diagram(
     diagram: LearnedDiagram,
     stem: nn.Module,
@@ -144,8 +152,8 @@ def refine_diagram(
     y: Int[Tensor, " n"],
     *,
     target_radius: float,
-    epochs: int = 40,
-    batch_size: int = 128,
+    epochs: int | None = None,
+    batch_size: int = BATCH,
     learning_rate: float = 3e-2,
     box: tuple[float, float] | None = None,
     augment: Augment | None = None,
@@ -158,7 +166,7 @@ def refine_diagram(
 ) -> DiagramRefinement:
     """Move the pieces of a power diagram until the samples lie the target radius away from cells of other classes.
 
-    Minimises the cross entropy of the classes with the distances of `LearnedDiagram` as margins, each less than 1.5
+    Minimises the cross entropy of the classes with the distances of `LearnedDiagram` as margins, each less than 1.25
     target radii being paid for, by Adam, in place.
 
     Args:
@@ -167,7 +175,7 @@ def refine_diagram(
         inputs: training inputs.
         y: class indices.
         target_radius: L2 radius, in units of the inputs, to be certified at.
-        epochs: passes over the data.
+        epochs: passes over the data; None takes `usual_epochs`.
         batch_size: samples a step, per process.
         learning_rate: the largest of the schedule, in units of the points; five times it for the intercepts.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
@@ -188,6 +196,7 @@ def refine_diagram(
     Source: the distances bound those of the exact certificate (`PowerDiagram.distance`); for nearest prototypes see
         Voracek, Hein, ICML 2022, arXiv 2207.07208.
     """
+    epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
     before, after, history = refined(
         "diagram",
         nn.ModuleDict({"diagram": diagram, "stem": stem}),
