@@ -297,8 +297,16 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         """
         return measured_network(self.module_, self._inputs(X))
 
-    def training_fit(self) -> dict[str, float]:
+    def interpolated(self) -> OTAD:
+        """The transport map with its global potential, whatever was refined since: it is fitted anew."""
+        check_is_fitted(self)
+        return interpolated(self.get_params(deep=False), self.backbone_, self.transport_)
+
+    def training_fit(self, module: OTAD | None = None) -> dict[str, float]:
         """How well the classifier fits the training set.
+
+        Args:
+            module: another one on the same transport map, such as `interpolated()`.
 
         Returns:
             "agreement", the share of training points that the classifier labels as the backbone does;
@@ -306,7 +314,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             |z(x_i) - z_i| in any coordinate. A refined potential reproduces no features; see `refinement_`.
         """
         check_is_fitted(self)
-        return training_fit(self.module_, self.backbone_, self.transport_)
+        return training_fit(self.module_ if module is None else module, self.backbone_, self.transport_)
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted classifier as safetensors and JSON; the folder appears whole or not at all."""

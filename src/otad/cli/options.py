@@ -28,6 +28,7 @@ __all__ = [
     "PartOption",
     "Quiet",
     "Radii",
+    "Refinement",
     "Retrieval",
     "Seed",
     "attack_names",
@@ -59,6 +60,13 @@ class Retrieval(StrEnum):
     EUCLIDEAN = "euclidean"
     LEARNED = "learned"
     ROBUST = "robust"
+
+
+class Refinement(StrEnum):
+    """What is trained for a target radius."""
+
+    CELLS = "cells"
+    POTENTIAL = "potential"
 
 
 class Norm(StrEnum):

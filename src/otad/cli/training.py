@@ -18,6 +18,7 @@ from otad.cli.options import (
     Norm,
     Quiet,
     Radii,
+    Refinement,
     Retrieval,
     Seed,
     attack_names,
@@ -35,6 +36,7 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the checkpoint in the run folder, training and attacks.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")]
+DEMO_RADIUS = 1.2  # chosen on a fifth of the training digits
 N_ATTACK_HELP = "Attack at most so many test samples, drawn with the seed."
 Epochs = Annotated[
     int | None,
@@ -59,10 +61,10 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train, interpolate, certify, attack and report on 5,000 real MNIST digits that ship in a package."""
+    """Train, interpolate, refine, certify, attack and report on 5,000 real MNIST digits that ship in a package."""
     from otad.data import load
 
-    settings: dict[str, Any] = {"interpolation": "global"}
+    settings: dict[str, Any] = {"interpolation": "global", "target_radius": DEMO_RADIUS}
     if quick:
         n_train, n_test, epochs = min(n_train, 1000), min(n_test, 100), epochs or 15
     data = load("mnist-5k", n_train=n_train, n_test=n_test, seed=seed)
@@ -112,10 +114,13 @@ def train(
         float | None,
         typer.Option(
             "--target-radius",
-            help="Train a global potential for certificates of this L2 radius, instead of interpolating the map.",
+            help="Train for certificates of this L2 radius, instead of interpolating the map.",
             show_default="none",
         ),
     ] = None,
+    refinement: Annotated[
+        Refinement, typer.Option("--refinement", help="What is trained for --target-radius: cells suit --backbone mlp.")
+    ] = Refinement.CELLS,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -149,6 +154,8 @@ def train(
     }
     chosen = {"alpha": alpha, "network_problems": network_problems, "target_radius": target_radius}
     settings |= {k: v for k, v in chosen.items() if v is not None}
+    if target_radius is not None:
+        settings["refinement"] = str(refinement)
     options = {
         "--out": out,
         "--interpolation": interpolation,
@@ -156,6 +163,7 @@ def train(
         "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
         "--network-problems": network_problems,
         "--target-radius": target_radius,
+        "--refinement": None if target_radius is None else refinement,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

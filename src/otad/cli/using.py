@@ -77,7 +77,7 @@ def certify(
     import numpy as np
 
     clf, card, found = _opened(model, data, part, label, data_dir)
-    certificate = clf.certify(found.x)
+    certificate = clf.certify(found.x, box=card.box)
     rounded = np.floor(certificate.radius * 1e6) / 1e6
     _write_csv(found, {"predicted": certificate.label, "radius": rounded, "kind": certificate.kind}, out)
     if quiet:
@@ -176,7 +176,7 @@ def explain(
             f"--index {index} is out of range: {found.name} has {len(found.x)} samples here, counted from 0"
         )
     x = found.x[index : index + 1]
-    certificate = clf.certify(x)
+    certificate = clf.certify(x, box=card.box)
     true = "" if found.y is None else f", true class {card.class_name(found.y[index])}"
     typer.echo(
         f"{found.name} sample {index}: predicted {card.class_name(certificate.label[0])}{true}; "

@@ -65,6 +65,12 @@ def _map_notes(report: Report) -> list[str]:
         error = fit.get("feature_error")
         exact = "" if error is None else f"features reproduced to {number(error, 2)}, "
         notes.append(f"training set: {exact}{percent(fit.get('agreement'))} classified as the backbone does")
+    left = report.extra.get("map_fit")
+    if left:
+        notes.append(
+            f"interpolated map on the training set: features reproduced to {number(left.get('feature_error'), 2)}, "
+            f"{percent(left.get('agreement'))} classified as the backbone does"
+        )
     refined = report.extra.get("refinement")
     if refined:
         before, after = refined["before"], refined["after"]
@@ -85,6 +91,8 @@ def _map_notes(report: Report) -> list[str]:
 def _notes(report: Report) -> list[str]:
     notes = []
     attacked = report.extra.get("n_attacked")
+    if report.extra.get("within"):
+        notes.append(f"certified, {report.name}: for {report.extra['within']}; attacks keep to them too")
     if report.robust_accuracy:
         which = f"{attacked} of these test samples" if attacked and attacked < report.n_test else "all test samples"
         names = sorted({a for by in report.robust_accuracy.values() for a in by} - {"worst_case"})

@@ -21,6 +21,7 @@ from otad.runs.opponents import (
     Opponent,
     assess,
     backbone_opponent,
+    map_opponent,
     model_opponent,
     nearest_opponent,
     relatives,
@@ -93,7 +94,8 @@ def run(
     attacking = bool(attacks)
     settings = dict(classifier or {})
     network = settings.get("interpolation") == "network"
-    stages = Stages(count=4 + (2 + network if rivals and attacking else 0) + bool(compare_health))
+    refined = settings.get("target_radius") is not None
+    stages = Stages(count=4 + refined + (2 + network if rivals and attacking else 0) + bool(compare_health))
 
     finished = folder / "checkpoint" / "finished_attacks"
     if not resume:
@@ -121,9 +123,13 @@ def run(
         "results_dir": finished,
     }
     with stages.stage("certify", f"certify {len(y):,} test samples"):
-        own = model_opponent(clf, data.x_test)
+        own = model_opponent(clf, data.x_test, data.box)
     report = _attack(stages, "attack", own, data.x_test, y, knowledge, common)
     others: dict[str, Report] = {}
+    if clf.refinement_ is not None:
+        with stages.stage("certify_map", "certify the interpolated map, before refinement"):
+            left = map_opponent(clf, data.x_test)
+            others[left.name] = _measure(left, data.x_test, y, knowledge, common | {"attacks": ()})
     if rivals and attacking and network:
         solved = solved_opponent(clf, data.x_test)
         mutual = replace(knowledge, smoothed=clf.module_.solved().smoothed, relatives=(clf.module_,))
@@ -203,7 +209,13 @@ def _attack(
     """Measure one model as a stage of the run."""
     count = f"attack {opponent.name}: {len(common['rows']):,} test samples"
     with stages.stage(stage, count if common["attacks"] else f"measure {opponent.name}"):
-        return assess(opponent, x, y, knowledge=knowledge, **common)
+        return _measure(opponent, x, y, knowledge, common)
+
+
+def _measure(
+    opponent: Opponent, x: np.ndarray, y: np.ndarray, knowledge: AttackerKnowledge, common: Mapping[str, Any]
+) -> Report:
+    return assess(opponent, x, y, knowledge=knowledge, **common)
 
 
 def _settings(clf: OTADClassifier, attacks: str | Sequence[str], radii: Sequence[float]) -> dict[str, Any]:
@@ -227,6 +239,7 @@ def _complete(
         "split": data.split,
         "feature_names": list(data.feature_names),
         "training_fit": dict(clf.training_fit()),
+        "map_fit": dict(clf.training_fit(clf.interpolated())) if clf.refinement_ is not None else None,
         "history": [dict(epoch) for epoch in clf.history_],
         **extra,
     }

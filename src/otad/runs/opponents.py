@@ -22,6 +22,7 @@ __all__ = [
     "Opponent",
     "assess",
     "backbone_opponent",
+    "map_opponent",
     "model_opponent",
     "nearest_opponent",
     "relatives",
@@ -39,22 +40,33 @@ class Opponent:
         module: inputs -> logits.
         certificate: of every test sample, with class indices as labels; None where the model has none.
         smoothed: whether the attacker's smoothed surrogate, retrieval space and relatives belong to this model.
+        within: what perturbations the certificate is about, where not any.
     """
 
     name: str
     module: nn.Module
     certificate: Certificate | None = None
     smoothed: bool = False
+    within: str = ""
 
 
-def model_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
-    """The defended classifier, certified on the samples x; a network has no certificate."""
+def model_opponent(clf: OTADClassifier, x: np.ndarray, box: tuple[float, float] | None) -> Opponent:
+    """The defended classifier, certified on the samples x, cells within the box; a network has no certificate."""
     if clf.interpolation == "network":
         return Opponent("OTAD, CIP-net", clf.module_, smoothed=True)
-    certificate = clf.certify(x)
+    certificate = clf.certify(x, box=box)
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     labels = np.array([index[label] for label in certificate.label.tolist()], dtype=np.int64)
-    return Opponent("OTAD", clf.module_, replace(certificate, label=labels), smoothed=True)
+    within = ""
+    if box is not None and "cells" in certificate.kind:
+        within = f"perturbations that keep every value in [{box[0]:g}, {box[1]:g}]"
+    return Opponent("OTAD", clf.module_, replace(certificate, label=labels), smoothed=True, within=within)
+
+
+def map_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
+    """The interpolated transport map that a refined classifier left, certified on the samples x."""
+    module = clf.interpolated()
+    return Opponent("interpolated map", module, certify(module, torch.as_tensor(x)))
 
 
 def solved_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
@@ -116,8 +128,10 @@ def assess(
         knowledge = replace(knowledge, smoothed=None, embedding=None, relatives=(), own_backbone=False)
         if not isinstance(attacks, str):
             attacks = [name for name in attacks if name not in ATTACKS or "embedding" not in ATTACKS[name].needs]
+    extra = {"within": opponent.within} if opponent.within else {}
     if not attacks:
-        return _unattacked(opponent, x, y, threats, seed=seed, data=data, n_train=n_train)
+        report = _unattacked(opponent, x, y, threats, seed=seed, data=data, n_train=n_train)
+        return replace(report, extra=report.extra | extra)
     report = evaluate(
         opponent.module,
         x[order],
@@ -134,6 +148,7 @@ def assess(
         progress=progress,
         results_dir=results_dir,
     )
+    report = replace(report, extra=report.extra | extra)
     found = report.examples
     return report if found is None else replace(report, examples=_in_order(found, order, rows))
 

@@ -67,7 +67,7 @@ def attack_model(
     rows = attacked_rows(len(y), n, seed)
     x = found.x[rows]
     report = assess(
-        model_opponent(clf, x),
+        model_opponent(clf, x, card.box),
         x,
         y[rows],
         threats=threats,
