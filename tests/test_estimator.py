@@ -163,7 +163,7 @@ def test_a_folder_of_an_older_version_is_loaded_or_refused_in_one_line(
     facts = json.loads((tmp_path / "model.json").read_text())
     for later in ("refinement", "network_error", "network_history", "embedding_history"):
         del facts[later]
-    for later in ("target_radius", "retrieval", "network_width"):
+    for later in ("target_radius", "refinement", "retrieval", "network_width"):
         del facts["parameters"][later]
     (tmp_path / "model.json").write_text(json.dumps(facts))
     loaded = OTADClassifier.load(tmp_path)
@@ -251,15 +251,20 @@ def test_an_embedding_is_part_of_the_model(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("refinement", ["cells", "potential"])
 def test_refined_for_a_radius_certifies_more_and_survives_saving(
-    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, refinement: str
 ) -> None:
     X, y = (part[:150] for part in digits)
-    clf = OTADClassifier(target_radius=0.5, **QUICK).fit(X, y)  # type: ignore[arg-type]
-    assert clf.lipschitz_ == pytest.approx(1.0)
+    radius = 0.5 if refinement == "potential" else 1.3  # cells start at the samples, most certified at 0.5
+    clf = OTADClassifier(target_radius=radius, refinement=refinement, **QUICK).fit(X, y)  # type: ignore[arg-type]
+    assert clf.lipschitz_ == (pytest.approx(1.0) if refinement == "potential" else None)
     assert clf.refinement_ is not None
     assert clf.refinement_["after"]["certified"] > clf.refinement_["before"]["certified"]
-    assert clf.certify(X).certified(0.5, y) == pytest.approx(clf.refinement_["after"]["certified"], abs=0.02)
+    assert clf.certify(X).certified(radius, y) >= clf.refinement_["after"]["certified"] - 0.02
+    left = clf.interpolated()
+    inputs = torch.tensor(X[:50], dtype=torch.float32)
+    assert torch.equal(left(inputs).argmax(1), clf.backbone_(inputs).argmax(1))
     clf.save(tmp_path / "model")
     loaded = OTADClassifier.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
@@ -283,6 +288,9 @@ def test_a_refined_potential_lies_on_any_backbone(digits: tuple[np.ndarray, np.n
     """Whose points may have more coordinates than its inputs."""
     X, y = digits[0][:60].reshape(-1, 1, 8, 8), digits[1][:60]
     settings = QUICK | {"backbone": "transformer", "backbone_options": {"patch": 4, "heads": 2, "hidden": 16}}
+    with pytest.raises(ValueError, match="refinement"):
+        OTADClassifier(target_radius=0.5, **settings).fit(X, y)  # type: ignore[arg-type]
+    settings["refinement"] = "potential"
     clf = OTADClassifier(target_radius=0.5, **settings).fit(X, y)  # type: ignore[arg-type]
     assert clf.transport_.x.shape[1] != 64
     assert clf.lipschitz_ == pytest.approx(1.0)

@@ -84,7 +84,7 @@ def fit_refined(
         points = stem(inputs[transport.samples[pieces]])
     options = {
         "target_radius": radius,
-        "augment": Deformations.usual(len(inputs)) if inputs.ndim == 4 else None,
+        "augment": Deformations.usual(inputs) if inputs.ndim == 4 else None,
         **training,
     }
     if kind == "cells":

@@ -179,7 +179,7 @@ def fit_cells(
         progress: show progress bars.
     """
     deadline = time.perf_counter() + 60 * minutes
-    augment = Deformations.usual(len(x)) if x.ndim == 4 else None
+    augment = Deformations.usual(x) if x.ndim == 4 else None
 
     def trained(rows: Tensor, share: float, epochs: int | None) -> tuple[OTAD, dict[str, Any]]:
         inputs, labels = x[rows], y[rows]

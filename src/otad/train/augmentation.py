@@ -12,6 +12,7 @@ __all__ = ["Deformations"]
 
 BUMPS = 7  # control points of the elastic part, per side
 MANY = 20_000  # images
+SIDE = 28  # pixels of an image that moves by whole pixels do not tear apart
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Deformations:
     bend: float = 0.3
 
     @classmethod
-    def usual(cls, n: int) -> Self:
-        """For cells trained on n images: larger ones where there are few, of which more is learned by heart."""
-        if n < MANY:
-            return cls(shift=1.0, rotation=0.12, stretch=0.08, bend=0.4)
-        return cls(shift=0.5, rotation=0.05, stretch=0.04, bend=0.2)
+    def usual(cls, images: Float[Tensor, "n channels height width"]) -> Self:
+        """For cells trained on images: larger ones where there are few, of which more is learned by heart."""
+        pixels = min(1.0, min(images.shape[2:]) / SIDE)
+        if len(images) < MANY:
+            return cls(shift=pixels, rotation=0.12, stretch=0.08, bend=0.4 * pixels)
+        return cls(shift=0.5 * pixels, rotation=0.05, stretch=0.04, bend=0.2 * pixels)
 
     def __call__(
         self, images: Float[Tensor, "n channels height width"], draws: torch.Generator
