@@ -133,3 +133,21 @@ def test_fit_reports_and_ignores_the_threat() -> None:
     assert model.fitted["train_accuracy"] == 1.0
     assert model.fitted["epochs"] == 0
     assert not model.training
+
+
+def test_within_a_box_more_is_certified_and_lines_to_other_samples_break_nothing() -> None:
+    draws = torch.Generator().manual_seed(0)
+    points, y = torch.rand(60, 9, generator=draws).round(decimals=1), torch.arange(60) % 3
+    x = torch.rand(30, 9, generator=draws)
+    model = NearestNeighbor(points, y)
+    anywhere, inside = model.certify(x), model.certify(x, box=(0.0, 1.0))
+    assert (inside.radius >= anywhere.radius).all()
+    assert (inside.radius > 1.02 * anywhere.radius).any()
+    for point in points:  # every way from a sample to a training sample stays in the box
+        step = point - x
+        share = torch.from_numpy(0.9999 * inside.radius).float() / step.norm(dim=1)
+        moved = x + share.clamp(max=1)[:, None] * step
+        assert (model(moved).argmax(1).numpy() == inside.label)[inside.radius > 1e-4].all()
+    outside = x.clone()
+    outside[:, 0] = 1.5
+    np.testing.assert_array_equal(model.certify(outside, box=(0.0, 1.0)).radius, model.certify(outside).radius)

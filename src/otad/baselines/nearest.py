@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from otad.attacks.threat_model import ThreatModel
 from otad.certificate import Certificate
+from otad.cip import PowerDiagram
 
 __all__ = ["NearestNeighbor", "fit_nearest"]
 
@@ -18,6 +19,8 @@ QUERIES = 128  # samples certified together: bounds the memory of their distance
 # their order. Up to the radius the distance to j at most doubles; that makes 2^-20, and we take twice as much.
 SQUARES_ROUNDING = 2.0**-19
 DOUBLE = 2.0**-52
+FLOAT32 = 2.0**-23
+TINY = 1e-12
 
 
 def fit_nearest(
@@ -84,7 +87,7 @@ class NearestNeighbor(nn.Module):
         squared = (flat[:, None] - self.points[nearest].double()).square().sum(dim=2)
         return -squared.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(x.dtype)
 
-    def certify(self, x: Float[Tensor, "batch ..."]) -> Certificate:
+    def certify(self, x: Float[Tensor, "batch ..."], *, box: tuple[float, float] | None = None) -> Certificate:
         """Labels and the L2 radius within which each provably stays the same, of kind "nearest".
 
         A wrong-class sample j can only become the nearest where it is closer than every own-class sample i,
@@ -94,6 +97,8 @@ class NearestNeighbor(nn.Module):
 
         Args:
             x: samples in the shape of the training samples.
+            box: the least and the largest value of every input, where only perturbations inside of it count: then as
+                the power diagram of the training samples has it (`PowerDiagram.distance`), where that is more.
 
         Returns:
             Labels are class indices. Radii are in units of x; 0 where another class is as near up to
@@ -112,11 +117,26 @@ class NearestNeighbor(nn.Module):
                 radii.extend(
                     self._radius(points, squared[row], int(label[row]), float(noise[row])) for row in range(len(part))
                 )
-        return Certificate(
-            label=torch.cat(labels).cpu().numpy(),
-            radius=np.array(radii, dtype=np.float64),
-            kind=np.full(len(radii), "nearest"),
+        label, radius = torch.cat(labels), np.array(radii, dtype=np.float64)
+        if box is not None:
+            radius = np.maximum(radius, self._within(x.flatten(1), label, box))
+        return Certificate(label.cpu().numpy(), radius, np.full(len(radius), "nearest"))
+
+    def _within(self, flat: Tensor, label: Tensor, box: tuple[float, float]) -> np.ndarray:
+        """Distances to wrong-class cells within the box; 0 for samples outside of it."""
+        diagram = PowerDiagram(self.points, -self.squares / 2, self.labels)
+        low, high = (torch.full_like(self.points[0], value, dtype=torch.float64) for value in box)
+        corner = float(low.abs().maximum(high.abs()).norm())
+        # Logits are rounded distances, whose squares may exceed the size of the scores.
+        rounding = FLOAT32 * max(8.0, 2 * corner / max(float(self.squares.amax().sqrt()), TINY))
+        distance = torch.cat(
+            [
+                diagram.distance(part, own, box=(low, high), rounding=rounding)
+                for part, own in zip(flat.split(QUERIES), label.split(QUERIES), strict=True)
+            ]
         )
+        inside = ((flat >= box[0]) & (flat <= box[1])).all(1)
+        return torch.where(inside, distance, 0).cpu().numpy()
 
     def _radius(self, points: Tensor, squared: Tensor, label: int, noise: float) -> float:
         own = self.labels == label

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
-from otad.baselines import BASELINES
+from otad.baselines import BASELINES, NearestNeighbor
 from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
@@ -256,7 +256,10 @@ def _rival(fit: Callable[..., nn.Module]) -> Fit:
 
     def fitted(x: Tensor, y: Tensor, threat: ThreatModel, **options: Any) -> Fitted:
         module = fit(x, y, threat, **options)
-        return Fitted(module, getattr(module, "certify", None), dict(getattr(module, "fitted", {})))
+        certificate = getattr(module, "certify", None)
+        if isinstance(module, NearestNeighbor):
+            certificate = functools.partial(module.certify, box=threat.box)
+        return Fitted(module, certificate, dict(getattr(module, "fitted", {})))
 
     return fitted
 

@@ -85,7 +85,7 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     y = torch.tensor([index[label] for label in data.y_train.tolist()])
     module = NearestNeighbor(torch.as_tensor(data.x_train), y)
-    return Opponent("1-NN", module, module.certify(torch.as_tensor(data.x_test)))
+    return Opponent("1-NN", module, module.certify(torch.as_tensor(data.x_test), box=data.box))
 
 
 def retrieval_space(clf: OTADClassifier) -> nn.Module | None:
