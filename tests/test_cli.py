@@ -307,11 +307,11 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(run: Run, tmp_path
     assert "before and after refinement for L2 0.5" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["lipschitz"] == (pytest.approx(1) if refinement == "potential" else None)
-    refinement = metrics["extra"]["refinement"]
-    assert refinement["target_radius"] == 0.5
+    reached = metrics["extra"]["refinement"]
+    assert reached["target_radius"] == 0.5
     fit = metrics["extra"]["training_fit"]
     assert "feature_error" not in fit
-    assert fit["train_accuracy"] == pytest.approx(refinement["after"]["accuracy"], abs=0.01)
+    assert fit["train_accuracy"] == pytest.approx(reached["after"]["accuracy"], abs=0.01)
     assert metrics["certified_accuracy"]["0.5"] <= metrics["clean_accuracy"]
     html = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Before and after refinement" in html

@@ -76,6 +76,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             samples, instead of interpolating the transport map. Gives up the exact fit of the training set.
         refinement: what is trained with `target_radius`: "cells" (a power diagram, whose distance to other classes'
             cells is computed) or "potential" (a smooth potential on an orthogonal encoder, 1-Lipschitz).
+        deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).
@@ -139,6 +140,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: str | None = None,
         target_radius: float | None = None,
         refinement: str = "cells",
+        deform: bool = True,
         n_neighbors: int = 10,
         infeasible: str = "relax",
         retrieval: str = "euclidean",
@@ -172,6 +174,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.branch = branch
         self.target_radius = target_radius
         self.refinement = refinement
+        self.deform = deform
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
         self.network_width = network_width

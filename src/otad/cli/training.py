@@ -121,6 +121,10 @@ def train(
     refinement: Annotated[
         Refinement, typer.Option("--refinement", help="What is trained for --target-radius: cells suit --backbone mlp.")
     ] = Refinement.CELLS,
+    deform: Annotated[
+        bool,
+        typer.Option("--deform/--no-deform", help="Deform images a little for --target-radius: digits, not clothes."),
+    ] = True,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -155,7 +159,7 @@ def train(
     chosen = {"alpha": alpha, "network_problems": network_problems, "target_radius": target_radius}
     settings |= {k: v for k, v in chosen.items() if v is not None}
     if target_radius is not None:
-        settings["refinement"] = str(refinement)
+        settings |= {"refinement": str(refinement), "deform": deform}
     options = {
         "--out": out,
         "--interpolation": interpolation,
@@ -175,7 +179,7 @@ def train(
         "--data-dir": data_dir,
         "--label": label if label != "label" else None,
     }
-    command = ["otad", "train", data, *given(options)]
+    command = ["otad", "train", data, *given(options), *([] if deform else ["--no-deform"])]
     _run(
         read,
         out,

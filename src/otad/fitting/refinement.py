@@ -65,7 +65,7 @@ def fit_refined(
     """Train on all samples, the encoder along with the pieces, which start at some of the samples.
 
     Args:
-        parameters: of `OTADClassifier`: target_radius and refinement.
+        parameters: of `OTADClassifier`: target_radius, refinement and deform.
         backbone: trained.
         transport: read off it.
         inputs: training samples; images are deformed while training.
@@ -82,13 +82,12 @@ def fit_refined(
         pieces = spread(transport.y, PIECES if kind == "potential" else usual_cells(len(labels)))
     with torch.no_grad():
         points = stem(inputs[transport.samples[pieces]])
-    options = {
-        "target_radius": radius,
-        "augment": Deformations.usual(inputs) if inputs.ndim == 4 else None,
-        **training,
-    }
+    images = inputs.ndim == 4
+    deformed = images and parameters["deform"]
+    options = {"target_radius": radius, "augment": Deformations() if deformed else None, **training}
     if kind == "cells":
-        box = (0.0, 1.0) if inputs.ndim == 4 else None
+        box = (0.0, 1.0) if images else None
+        options["augment"] = Deformations.usual(inputs) if deformed else None
         found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
