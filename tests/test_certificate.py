@@ -6,8 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from otad.certificate import Certificate, boundary_distance, certify
-from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD, GlobalInterpolation, NeighborhoodInterpolation, NetworkInterpolation
+from otad.cip import BrenierPotential, PowerDiagram, Regularity
+from otad.defense import (
+    OTAD,
+    CellInterpolation,
+    GlobalInterpolation,
+    NeighborhoodInterpolation,
+    NetworkInterpolation,
+    identity_head,
+)
 from otad.nn import CenteredFlatten, OrthogonalEmbedding, residual_embedding
 from otad.nn.cip_net import CIPNet, Imitation
 from otad.retrieval import Retrieval
@@ -252,3 +259,19 @@ def test_an_unknown_constant_certifies_nothing_but_a_retrieval_that_cannot_matte
     # All points are neighbours of all: no set to change.
     everyone = certify(model_of(NeighborhoodInterpolation(x, z, k=len(x), **settings)), x)
     assert everyone.certified(0.01, y.numpy()) > 0.5
+
+
+def test_cells_are_certified_as_they_are_or_not_at_all() -> None:
+    draws = torch.Generator().manual_seed(0)
+    x, y = torch.rand(40, 3, generator=draws), torch.arange(40) % 3
+    diagram = PowerDiagram(x, -x.double().square().sum(1) / 2, y)
+    model = OTAD(CenteredFlatten(torch.zeros(3)), CellInterpolation(diagram), identity_head(3))
+    assert (certify(model, x).radius > 0).all()
+    with pytest.raises(ValueError, match="softened"):
+        certify(model.smoothed(0.1), x)
+    with pytest.raises(ValueError, match="identity"):
+        certify(OTAD(model.stem, model.interpolation, nn.Linear(3, 3)), x)
+    for scale in (1e39, 1e-46):  # logits that float32 does not hold
+        extreme = PowerDiagram(x.double() * scale, -x.double().square().sum(1) / 2 * scale, y)
+        shipped = OTAD(model.stem, CellInterpolation(extreme), identity_head(3))
+        assert (certify(shipped, x).radius == 0).all()

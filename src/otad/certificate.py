@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from otad.cip import Solution
+from otad.cip import PowerDiagram, Solution
 from otad.defense import (
     OTAD,
     CellInterpolation,
@@ -24,6 +24,7 @@ NEIGHBORHOOD_ARGUMENTS = ("neighborhood", "unanimous")
 ROUNDING = 1e-4
 POINT_ROUNDING = 1e-6  # of points in float32, relative to their size: neighbours closer to a tie may swap
 FLOAT32 = 2.0**-23
+MOST_FLOAT32 = 1e38
 FIRST_OUTSIDE = 64  # points of other classes that mostly decide
 
 
@@ -91,7 +92,7 @@ def certify(
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
         arguments: which of the kinds "neighborhood" and "unanimous" a neighbourhood may be certified by; each radius is
             the larger of theirs.
-        rounding: allowance for float32 in the feature, relative to 1 + |z|, at least 0.
+        rounding: allowance for float32 in the feature, relative to 1 + |z|, at least 0; cells have their own.
         box: the least and the largest value of every input, (0, 1) for images: then only perturbed inputs inside of it
             count, as in attacks on images. Cells on `CenteredFlatten` know what to do with it; other radii are the same
             as without.
@@ -101,7 +102,7 @@ def certify(
         Labels are class indices.
 
     Raises:
-        ValueError: rounding < 0, or arguments that are none or not known.
+        ValueError: rounding < 0, arguments that are none or not known, or softened cells.
 
     Source: METHOD section 4.
     """
@@ -121,9 +122,11 @@ def certify(
                 rows.append((label, torch.zeros_like(points[:, 0]), np.full(len(part), "none", object)))
                 continue
             if isinstance(exact.interpolation, CellInterpolation):
+                _check_cells(exact.interpolation.diagram, exact.head)
                 label = solution.value.argmax(1)
                 inside = exact.stem.box(*box) if box is not None and isinstance(exact.stem, CenteredFlatten) else None
                 reach = exact.interpolation.diagram.distance(points, label, box=inside, rounding=FLOAT32)
+                reach = torch.where(exact.interpolation.diagram.largest(points, reach) < MOST_FLOAT32, reach, 0)
                 radius = _rounded(part, _free_radius(exact.stem, part, reach))
                 rows.append((label, radius, np.full(len(part), "cells", object)))
                 continue
@@ -139,6 +142,17 @@ def certify(
             rows.append((label, _rounded(part, radius), kind))
     label, radius = (torch.cat([row[i] for row in rows]).cpu().numpy() for i in (0, 1))  # type: ignore[arg-type]
     return Certificate(label, radius, np.concatenate([row[2] for row in rows]).astype(str))
+
+
+def _check_cells(diagram: PowerDiagram, head: nn.Linear) -> None:
+    """Distances are about the largest scores themselves.
+
+    Raises:
+        ValueError: a softened diagram, which is an attacker's surrogate, or a head that is not the identity.
+    """
+    identity = torch.eye(diagram.n_classes).to(head.weight)
+    if diagram.temperature or not torch.equal(head.weight, identity) or bool(head.bias.any()):
+        raise ValueError("cells are certified with hard scores and the identity as head, not softened or recombined")
 
 
 def _rounded(inputs: Float[Tensor, "batch ..."], radius: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

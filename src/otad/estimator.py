@@ -355,6 +355,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             self.transport_ = saved.transport
             self.backbone_ = restored_backbone(parameters, self.input_shape_, len(self.classes_), saved.modules)
             self.refined_ = restored_refined(self.backbone_, saved)
+            if self.refined_ is not None and saved.potential is not None:
+                self.refinement = "potential"  # folders from before there were cells do not say so
             if self.refined_ is None:
                 retrieval = restored_retrieval(parameters, self.input_shape_, saved.modules)
                 module = interpolated(parameters, self.backbone_, saved.transport, retrieval, saved.potential)

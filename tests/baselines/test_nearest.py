@@ -151,3 +151,11 @@ def test_within_a_box_more_is_certified_and_lines_to_other_samples_break_nothing
     outside = x.clone()
     outside[:, 0] = 1.5
     np.testing.assert_array_equal(model.certify(outside, box=(0.0, 1.0)).radius, model.certify(outside).radius)
+
+
+def test_what_is_no_number_is_not_certified() -> None:
+    model = NearestNeighbor(torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0]))
+    x = torch.tensor([[float("nan"), 0.5], [float("inf"), 0.5]])
+    for box in (None, (0.0, 1.0)):
+        assert (model.certify(x, box=box).radius == 0).all()
+        assert model.certify(x[:0], box=box).radius.shape == (0,)

@@ -182,3 +182,42 @@ def test_answers_do_not_depend_on_the_batch() -> None:
 def test_pieces_that_do_not_fit_are_refused(parts: tuple[Tensor, Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="every class"):
         PowerDiagram(*parts)
+
+
+def test_a_coordinate_on_the_edge_it_leaves_is_free() -> None:
+    """Where x + t g rounds back to the edge, Newton's step must not take the coordinate for one that has arrived."""
+    slopes = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1e9, 0.1]]).double()
+    x = torch.tensor([[-0.5, 0.5, 0.0]]).double()
+    intercept = -(slopes[1] @ x[0]) - 0.05
+    power = PowerDiagram(slopes, torch.stack([torch.zeros(()).double(), intercept]), torch.tensor([0, 1]))
+    moved = x + torch.tensor([0.0502, 0.0, 0.0]).double()
+    assert label(power, x).item() == 0
+    assert label(power, moved).item() == 1
+    assert float(power.distance(x, torch.tensor([0]), box=box_of(0.5, 3))) <= 0.0502
+
+
+def test_a_class_of_one_piece_takes_nothing_from_other_rows() -> None:
+    draws = torch.Generator().manual_seed(1)
+    power = PowerDiagram(
+        torch.randn(41, 3, generator=draws), torch.randn(41, generator=draws), torch.arange(41) % 40 % 3
+    )
+    lonely = PowerDiagram(
+        torch.cat([power.slopes, power.slopes[:1] * 9]),
+        torch.cat([power.intercepts, power.intercepts[:1]]),
+        torch.cat([power.classes, torch.tensor([3])]),
+    )
+    x = torch.randn(200, 3, generator=draws)
+    own = label(lonely, x)
+    assert (own == 3).any()
+    alone = torch.cat([lonely.distance(p[None], c[None]) for p, c in zip(x, own, strict=True)])
+    assert lonely.distance(x, own).numpy() == pytest.approx(alone.numpy(), rel=1e-9)
+
+
+def test_no_points_and_no_numbers() -> None:
+    power, x = diagram()
+    assert power.distance(x[:0], torch.zeros(0, dtype=torch.long)).shape == (0,)
+    x[0] = torch.nan
+    x[1] = torch.inf
+    distance = power.distance(x, label(power, x))
+    assert (distance[:2] == 0).all()
+    assert (distance[2:] > 0).any()

@@ -117,9 +117,10 @@ class NearestNeighbor(nn.Module):
                 radii.extend(
                     self._radius(points, squared[row], int(label[row]), float(noise[row])) for row in range(len(part))
                 )
-        label, radius = torch.cat(labels), np.array(radii, dtype=np.float64)
+        label, radius = torch.cat([*labels, self.labels[:0]]), np.array(radii, dtype=np.float64)
         if box is not None:
             radius = np.maximum(radius, self._within(x.flatten(1), label, box))
+        radius[~x.flatten(1).isfinite().all(1).cpu().numpy()] = 0
         return Certificate(label.cpu().numpy(), radius, np.full(len(radius), "nearest"))
 
     def _within(self, flat: Tensor, label: Tensor, box: tuple[float, float]) -> np.ndarray:
@@ -134,7 +135,7 @@ class NearestNeighbor(nn.Module):
                 diagram.distance(part, own, box=(low, high), rounding=rounding)
                 for part, own in zip(flat.split(QUERIES), label.split(QUERIES), strict=True)
             ]
-        )
+        ).nan_to_num(0, posinf=torch.inf)
         inside = ((flat >= box[0]) & (flat <= box[1])).all(1)
         return torch.where(inside, distance, 0).cpu().numpy()
 

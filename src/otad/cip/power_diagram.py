@@ -21,6 +21,8 @@ SHORT = 1e-9  # of a distance, for the rounding of Newton's steps
 ENOUGH = 1e-7
 DOUBLE = 2.0**-52
 TINY = 1e-300
+MOST_STEP = 1e200
+SMALLEST = 2.0**-125  # below it float32 loses digits
 SOFTENING = 0.01
 
 
@@ -122,16 +124,18 @@ class PowerDiagram(nn.Module):
             closer: combine planes.
 
         Returns:
-            in float64; infinite where no point of another class is in reach.
+            in float64; 0 where a number is not finite; infinite where no point of another class is in reach.
         """
         x = x.double()
         scores = self.scores(x)
         rate = 2 * (rounding + x.shape[1] * DOUBLE)
         longest, highest = float(self.slopes.norm(dim=1).amax()), float(self.intercepts.abs().amax())
-        error = _Error(rate * (x.norm(dim=1) * longest + highest), rate * longest, 4 * x.shape[1] * DOUBLE * longest**2)
+        here = rate * (x.norm(dim=1) * longest + highest) + (SMALLEST if rounding else 0)
+        error = _Error(here, rate * longest, 4 * x.shape[1] * DOUBLE * longest**2)
         own = self.classes == label[:, None]
-        m = min(OWN, int(own.sum(1).amin()))
+        m = min(OWN, int(torch.bincount(self.classes).amax()))
         mine = scores.masked_fill(~own, -torch.inf).topk(m, dim=1).indices
+        mine = torch.where(torch.arange(m, device=x.device) < own.sum(1, keepdim=True), mine, mine[:, :1])
         bounds = self._single(scores, mine[:, :FIRST], error).masked_fill(own, torch.inf)
         order = bounds.topk(min(MOST + 1, len(self.slopes)), dim=1, largest=False)
         # Wrong pieces in the order of their first bounds, until the next one is beyond the least that was proven.
@@ -149,7 +153,12 @@ class PowerDiagram(nn.Module):
             rows = rows[(rest[rows] < known[rows]) & (known[rows] > 0)]
             if not len(rows):
                 break
-        return known.minimum(rest).clamp(min=0)
+        return known.minimum(rest).clamp(min=0).nan_to_num(0, posinf=torch.inf)
+
+    def largest(self, x: Float[Tensor, "batch d"], reach: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """A bound on all scores within the distance `reach` of x; finite distances only."""
+        far = x.double().norm(dim=1) + reach.nan_to_num(0, posinf=0)
+        return far * self.slopes.norm(dim=1).amax() + self.intercepts.abs().amax()
 
     def _single(self, scores: Tensor, mine: Int[Tensor, "batch few"], error: "_Error") -> Float[Tensor, "batch n"]:
         """The best bound by a single plane."""
@@ -226,15 +235,16 @@ class _Planes(NamedTuple):
         x = x.repeat_interleave(few, 0)
         combined = torch.bmm(weights.unflatten(0, (-1, few)), self.own)
         g = (self.other - combined).flatten(0, 1)
-        corner = torch.maximum(box[0].abs(), box[1].abs()).expand_as(x[0]).norm()
+        corner = torch.maximum(box[0].abs(), box[1].abs()).expand(x.shape[1]).norm()
         # Scores are as wrong as in the farthest corner, at most.
         farthest = error.here.repeat_interleave(few) + error.growth * (corner + x.norm(dim=1))
         height = (weights * self.ahead).sum(1) - farthest
-        t = height / g.square().sum(1).clamp(min=TINY)
+        t = (height / g.square().sum(1).clamp(min=TINY)).clamp(max=MOST_STEP)
         for _ in range(NEWTON):
             moved = x + t[:, None] * g
             gained = ((moved.clamp(box[0], box[1]) - x) * g).sum(1)
-            slope = (g.square() * ((moved > box[0]) & (moved < box[1]))).sum(1)
+            # Also a coordinate on the edge that it leaves is free.
+            slope = (g.square() * torch.where(g > 0, moved < box[1], moved > box[0])).sum(1)
             short = (gained < height) & (slope > 0)
             t = torch.where(short, t + (height - gained) / slope.clamp(min=TINY), t)
         distance = ((x + t[:, None] * g).clamp(box[0], box[1]) - x).norm(dim=1)

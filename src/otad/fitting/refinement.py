@@ -105,7 +105,11 @@ def restored_refined(backbone: Backbone, saved: SavedClassifier) -> Refined | No
     if saved.potential is None:
         stem, head = _untrained("cells", backbone, saved.transport)
         parts = saved.modules["diagram"]
-        return Refined(stem, PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"]), head, saved.pieces)
+        diagram = PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"])
+        expected = (len(saved.pieces), saved.transport.x.shape[1])
+        if diagram.slopes.shape != expected or diagram.n_classes != head.out_features:
+            raise ValueError("the diagram does not fit the other parts")
+        return Refined(stem, diagram, head, saved.pieces)
     stem, head = _untrained("potential", backbone, saved.transport)
     assert isinstance(stem, EncodedStem)
     stem.encoders.load_state_dict(saved.modules["encoders"])

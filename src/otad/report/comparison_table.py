@@ -11,6 +11,7 @@ from otad.report.wording import number
 
 __all__ = ["grids", "markdown", "notes", "subject", "terminal_tables"]
 
+IN_THE_BOX = ("otad-cells", "1-nn")
 DAGGER = "†"
 
 
@@ -83,6 +84,10 @@ def subject(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the tables must know."""
     found = ["certified: proven; worst case: correct under every attack of the set. The truth lies between the two."]
+    if "pixel" in comparison.units and any(row.method in IN_THE_BOX for row in comparison.rows):
+        found.append(
+            f"{' and '.join(IN_THE_BOX)} on images: certified for perturbations that stay images, as attacks do."
+        )
     if any(row.randomised for row in comparison.rows):
         found.append(
             f"{DAGGER} a randomised certificate: it holds with high probability, for the smoothed classifier, "

@@ -91,8 +91,10 @@ def _map_notes(report: Report) -> list[str]:
 def _notes(report: Report) -> list[str]:
     notes = []
     attacked = report.extra.get("n_attacked")
-    if report.extra.get("within"):
-        notes.append(f"certified, {report.name}: for {report.extra['within']}; attacks keep to them too")
+    bounded = [model for model in (report, *report.rivals.values()) if model.extra.get("within")]
+    if bounded:
+        names = ", ".join(model.name for model in bounded)
+        notes.append(f"certified, {names}: for {bounded[0].extra['within']}; attacks keep to them too")
     if report.robust_accuracy:
         which = f"{attacked} of these test samples" if attacked and attacked < report.n_test else "all test samples"
         names = sorted({a for by in report.robust_accuracy.values() for a in by} - {"worst_case"})

@@ -57,10 +57,12 @@ def model_opponent(clf: OTADClassifier, x: np.ndarray, box: tuple[float, float] 
     certificate = clf.certify(x, box=box)
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     labels = np.array([index[label] for label in certificate.label.tolist()], dtype=np.int64)
-    within = ""
-    if box is not None and "cells" in certificate.kind:
-        within = f"perturbations that keep every value in [{box[0]:g}, {box[1]:g}]"
+    within = _within(box) if "cells" in certificate.kind else ""
     return Opponent("OTAD", clf.module_, replace(certificate, label=labels), smoothed=True, within=within)
+
+
+def _within(box: tuple[float, float] | None) -> str:
+    return "" if box is None else f"perturbations that keep every value in [{box[0]:g}, {box[1]:g}]"
 
 
 def map_opponent(clf: OTADClassifier, x: np.ndarray) -> Opponent:
@@ -85,7 +87,8 @@ def nearest_opponent(clf: OTADClassifier, data: Dataset) -> Opponent:
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     y = torch.tensor([index[label] for label in data.y_train.tolist()])
     module = NearestNeighbor(torch.as_tensor(data.x_train), y)
-    return Opponent("1-NN", module, module.certify(torch.as_tensor(data.x_test), box=data.box))
+    certificate = module.certify(torch.as_tensor(data.x_test), box=data.box)
+    return Opponent("1-NN", module, certificate, within=_within(data.box))
 
 
 def retrieval_space(clf: OTADClassifier) -> nn.Module | None:

@@ -79,7 +79,7 @@ class LearnedDiagram(nn.Module):
         Args:
             x: points.
             y: their classes.
-            box: the least and the largest value of every coordinate.
+            box: the least and the largest value of every coordinate; then there is no gradient in x.
         """
         own, other = self._chosen(x.detach(), y)
         apart = self.slopes[own][:, None] - nn.functional.embedding(other, self.slopes)
@@ -91,7 +91,7 @@ class LearnedDiagram(nn.Module):
         near = distance.detach().topk(min(BOXED, distance.shape[1]), dim=1, largest=False).indices
         apart, offset = apart.gather(1, near[:, :, None].expand(-1, -1, apart.shape[2])), offset.gather(1, near)
         ahead = ahead.detach().gather(1, near)
-        boxed = _boxed(x, apart, offset, ahead.clamp(min=TINY), box)
+        boxed = _boxed(x.detach(), apart, offset, ahead.clamp(min=TINY), box)
         return distance.scatter(1, near, torch.where(ahead > TINY, boxed, distance.gather(1, near)))
 
     def fixed(self) -> PowerDiagram:
@@ -103,8 +103,9 @@ class LearnedDiagram(nn.Module):
         """Of the best pieces of y the one that keeps all others farthest away; of every class the one nearest to it."""
         scores = torch.addmm(self.intercepts, x, self.slopes.T)
         mine = self.classes == y[:, None]
-        few = min(FEW, *self.counts)
+        few = min(FEW, max(self.counts))
         best = scores.masked_fill(~mine, -torch.inf).topk(few, dim=1).indices
+        best = torch.where(torch.arange(few, device=x.device) < mine.sum(1, keepdim=True), best, best[:, :1])
         squares, planes = self.slopes.square().sum(1), []
         for i in best.T:
             apart = torch.addmm(squares, self.slopes[i], self.slopes.T, alpha=-2) + squares[i][:, None]
@@ -131,7 +132,7 @@ def _boxed(x: Tensor, apart: Tensor, offset: Tensor, ahead: Tensor, box: Box) ->
         for _ in range(NEWTON):
             moved = start + t[:, :, None] * g
             gained = ((moved.clamp(*box) - start) * g).sum(2)
-            slope = (g.square() * ((moved > box[0]) & (moved < box[1]))).sum(2)
+            slope = (g.square() * torch.where(g > 0, moved < box[1], moved > box[0])).sum(2)
             t = torch.where((gained < ahead) & (slope > TINY), t + (ahead - gained) / slope.clamp(min=TINY), t)
         delta = (start + t[:, :, None] * g).clamp(*box) - start
         distance = delta.norm(dim=2)
