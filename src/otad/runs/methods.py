@@ -201,14 +201,18 @@ def fit_cells(
         options = {"epochs": epochs, "augment": augment, "box": threat.box, "seed": seed, "progress": progress}
         found = refine_diagram(start, stem, inputs, labels, target_radius=threat.eps, **options)
         module = OTAD(stem, CellInterpolation(found.diagram), identity_head(int(y.max()) + 1))
-        facts = {"pieces": len(pieces), "epochs": len(found.history), "before": found.before, "after": found.after}
+        facts = {
+            "pieces": len(pieces),
+            "epochs": len(found.history),
+            "seconds": found.history[-1].seconds,
+            "before": found.before,
+            "after": found.after,
+        }
         return module, facts
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    started = time.perf_counter()
-    trained(some, Cells(1.0, False), 1)
-    epoch = (time.perf_counter() - started) / len(some) * len(y)
+    epoch = trained(some, Cells(1.0, x.ndim == 4), 1)[1]["seconds"] / len(some) * len(y)
     usual = usual_epochs(len(y))
     candidates = [cells for cells in CELL_CANDIDATES if x.ndim == 4 or not cells.deformed]
     chosen, scores, brief = candidates[0], {}, max(1, usual // 5)
