@@ -188,19 +188,3 @@ def test_flat_inside_one_piece_for_convex_potentials() -> None:
     u_i = feasible_potentials(x_i, z_i, Regularity(l=0.0, L=2.0)).checked()
     x = torch.tensor([[0.5, 0.3]], dtype=torch.float64)
     assert jacobian(x, x_i, z_i, u_i, Regularity(l=0.0, L=2.0), "lower").abs().max() <= 1e-12
-
-
-def test_gradients_are_the_same_in_pieces_of_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = torch.Generator().manual_seed(0)
-    x, x_i = torch.randn(5, 70, generator=draws).double(), torch.randn(5, 6, 70, generator=draws).double()
-    z_i = x_i + 0.1 * torch.randn(5, 6, 70, generator=draws).double()
-    points = [part.requires_grad_() for part in (x, x_i, z_i)]
-
-    def gradients() -> tuple[torch.Tensor, ...]:
-        value = interpolate_neighborhood(*points, Regularity(0.0, 3.0)).value
-        return torch.autograd.grad(value.square().sum(), points)
-
-    whole = gradients()
-    monkeypatch.setattr("otad.cip.adjoint.BASIS", 16 * 14 * 8)  # 16 coordinates at a time
-    for a, b in zip(gradients(), whole, strict=True):
-        torch.testing.assert_close(a, b)

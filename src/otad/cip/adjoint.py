@@ -18,7 +18,6 @@ from otad.cip.gram import InnerProducts, check_points, inner_products, piece_row
 __all__ = ["MEMORY", "rows_at_once", "through_products"]
 
 MEMORY = 2**28  # bytes for the small problems that are solved together
-BASIS = 2**20  # bytes of what a row's gradients are made from that stay in the cache
 SMALL_ARRAYS = 32  # (k, k) float64 arrays that a small problem holds at its peak, with what the allocator keeps
 Parameter = float | Tensor  # a number, or a tensor whose first axis is the batch (or of no axes)
 Solve = Callable[..., tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]]
@@ -233,43 +232,22 @@ def _to_points(
     to_x_i: Tensor | None,
     to_z_i: Tensor | None,
 ) -> None:
-    """Fill the gradients of the points, in pieces that stay in the cache: of rows, or of one row's coordinates."""
+    """Fill the gradients of the points, in pieces that stay in the cache."""
     k, d = x_i.shape[1:]
     matrix = matrix.detach().to(x_i.dtype)
-    width = max(1, BASIS // ((2 * k + 2) * x_i.element_size()))
-    if d > width and not x_i.is_cuda:
-        for row, W in enumerate(matrix):
-            for start in range(0, d, width):
-                part = row, ..., slice(start, min(start + width, d))
-                basis = _basis(x[part], x_i[part], z_i[part], None if grad_z is None else grad_z[part])
-                if to_z_i is not None:
-                    torch.mm(W[:k], basis, out=to_z_i[part])
-                if to_x_i is not None:
-                    torch.mm(W[k : 2 * k], basis, out=to_x_i[part])
-                if to_x is not None:
-                    torch.mv(basis.T, W[2 * k], out=to_x[part])
-        return
     step = piece_rows(x_i)
+    basis = x_i.new_zeros(min(step, len(x_i)), 2 * k + 2, d)
     for start in range(0, len(x_i), step):
         rows = slice(start, min(start + step, len(x_i)))
-        W, B = matrix[rows], _basis(x[rows], x_i[rows], z_i[rows], None if grad_z is None else grad_z[rows])
+        W, B = matrix[rows], basis[: rows.stop - start]
+        torch.mean(z_i[rows], 1, out=B[:, 2 * k])
+        torch.sub(z_i[rows], B[:, 2 * k, None], out=B[:, :k])
+        torch.sub(x[rows, None], x_i[rows], out=B[:, k : 2 * k])
+        if grad_z is not None:
+            B[:, 2 * k + 1] = grad_z[rows]
         if to_z_i is not None:
             torch.bmm(W[:, :k], B, out=to_z_i[rows])
         if to_x_i is not None:
             torch.bmm(W[:, k : 2 * k], B, out=to_x_i[rows])
         if to_x is not None:
             torch.bmm(W[:, 2 * k :], B, out=to_x[rows, None])
-
-
-def _basis(
-    x: Float[Tensor, "*row d"], x_i: Float[Tensor, "*row k d"], z_i: Float[Tensor, "*row k d"], grad_z: Tensor | None
-) -> Float[Tensor, "*row c d"]:
-    """The vectors [z_i - mean, x - x_i, mean, grad_z] that gradients are combinations of."""
-    k = x_i.shape[-2]
-    basis = x_i.new_empty(*x_i.shape[:-2], 2 * k + 2, x_i.shape[-1])
-    mean = basis[..., 2 * k, :]
-    torch.mean(z_i, -2, out=mean)
-    torch.sub(z_i, mean[..., None, :], out=basis[..., :k, :])
-    torch.sub(x[..., None, :], x_i, out=basis[..., k : 2 * k, :])
-    basis[..., 2 * k + 1, :] = 0 if grad_z is None else grad_z
-    return basis
