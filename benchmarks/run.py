@@ -17,8 +17,8 @@ from pathlib import Path
 # Before PyTorch is loaded: large arrays in pages of 2 MiB (Linux), or page faults are most of what new gradients cost.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import torch  # noqa: E402
-from harness import machine, save  # noqa: E402
+import torch
+from harness import machine, save
 
 NOT_BENCHMARKS = {"harness", "rivals", "run"}
 
