@@ -34,12 +34,13 @@ class Certificate:
 
     Attributes:
         label: predicted class, shape (n,).
-        radius: no perturbation of smaller L2 norm changes the label; in units of the model's input; 0 where nothing is
+        radius: no perturbation of smaller L2 norm changes the label, but for the kinds in a box; in units of the model's input; 0 where nothing is
             certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
             (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
             the radius has only features of the class), "cells" (distance to the cells of other classes of a power
-            diagram), "nearest" (the 1-NN baseline's planes between samples),
+            diagram), "nearest" (the 1-NN baseline's planes between samples), "cells-in-box" and "nearest-in-box" (the same
+            for perturbed inputs inside the box that was given, and for no others),
             "1-lipschitz" (the baseline network of orthogonal layers). "conditional" assumes the neighbours fixed: never
             count it as certified. "randomised" (smoothing) holds for each sample with a probability only, and for a
             majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown. "none": a
@@ -128,7 +129,7 @@ def certify(
                 reach = exact.interpolation.diagram.distance(points, label, box=inside, rounding=FLOAT32)
                 reach = torch.where(exact.interpolation.diagram.largest(points, reach) < MOST_FLOAT32, reach, 0)
                 radius = _rounded(part, _free_radius(exact.stem, part, reach))
-                rows.append((label, radius, np.full(len(part), "cells", object)))
+                rows.append((label, radius, np.full(len(part), "cells" if inside is None else "cells-in-box", object)))
                 continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):

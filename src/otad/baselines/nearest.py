@@ -88,7 +88,7 @@ class NearestNeighbor(nn.Module):
         return -squared.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(x.dtype)
 
     def certify(self, x: Float[Tensor, "batch ..."], *, box: tuple[float, float] | None = None) -> Certificate:
-        """Labels and the L2 radius within which each provably stays the same, of kind "nearest".
+        """Labels and the L2 radius within which each provably stays the same, of kind "nearest" or "nearest-in-box".
 
         A wrong-class sample j can only become the nearest where it is closer than every own-class sample i,
         and each i keeps it away by (d_j^2 - d_i^2) / (2 |x_i - x_j|), the distance of x to the plane between
@@ -121,7 +121,8 @@ class NearestNeighbor(nn.Module):
         if box is not None:
             radius = np.maximum(radius, self._within(x.flatten(1), label, box))
         radius[~x.flatten(1).isfinite().all(1).cpu().numpy()] = 0
-        return Certificate(label.cpu().numpy(), radius, np.full(len(radius), "nearest"))
+        kind = "nearest" if box is None else "nearest-in-box"
+        return Certificate(label.cpu().numpy(), radius, np.full(len(radius), kind))
 
     def _within(self, flat: Tensor, label: Tensor, box: tuple[float, float]) -> np.ndarray:
         """Distances to wrong-class cells within the box; 0 for samples outside of it."""

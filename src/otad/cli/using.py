@@ -87,6 +87,7 @@ def certify(
     shares = ", ".join(f"{100 * (right & (certificate.proven > r)).mean():.1f} % at L2 {r:g}" for r in budgets)
     say(
         f"{_counted(len(found.x), found, certificate.label)}; {what}: {shares} (radii in {card.units})"
+        + (f"; for perturbations inside {card.box}" if "cells-in-box" in certificate.kind else "")
         + _about_network(clf)
     )
 

@@ -217,7 +217,8 @@ def fit_cells(
     candidates = [cells for cells in CELL_CANDIDATES if x.ndim == 4 or not cells.deformed]
     chosen, scores, brief = candidates[0], {}, max(1, usual // 5)
     held_out = torch.from_numpy(_held_out(y.numpy(), seed))
-    measured = every[held_out][:MEASURED_CELLS]
+    measured = every[held_out]
+    measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
     for tried in candidates:
         if time.perf_counter() + 2 * brief * epoch * max(tried.share, chosen.share) < deadline:
             module, _ = trained(every[~held_out], tried, brief)

@@ -57,7 +57,7 @@ def model_opponent(clf: OTADClassifier, x: np.ndarray, box: tuple[float, float] 
     certificate = clf.certify(x, box=box)
     index = {label: i for i, label in enumerate(clf.classes_.tolist())}
     labels = np.array([index[label] for label in certificate.label.tolist()], dtype=np.int64)
-    within = _within(box) if "cells" in certificate.kind else ""
+    within = _within(box) if "cells-in-box" in certificate.kind else ""
     return Opponent("OTAD", clf.module_, replace(certificate, label=labels), smoothed=True, within=within)
 
 
