@@ -34,15 +34,15 @@ class Certificate:
 
     Attributes:
         label: predicted class, shape (n,).
-        radius: no perturbation of smaller L2 norm changes the label, but for the kinds in a box; in units of the model's input; 0 where nothing is
-            certified. Shape (n,), float64.
+        radius: no perturbation of smaller L2 norm changes the label, but for the kinds in a box; in units of the
+            model's input; 0 where nothing is certified. Shape (n,), float64.
         kind: which argument proves the radius, shape (n,): "global" (one Lipschitz constant everywhere), "neighborhood"
             (Lipschitz constant while the neighbours provably stay the same), "unanimous" (every neighbourhood within
             the radius has only features of the class), "cells" (distance to the cells of other classes of a power
-            diagram), "nearest" (the 1-NN baseline's planes between samples), "cells-in-box" and "nearest-in-box" (the same
-            for perturbed inputs inside the box that was given, and for no others),
-            "1-lipschitz" (the baseline network of orthogonal layers). "conditional" assumes the neighbours fixed: never
-            count it as certified. "randomised" (smoothing) holds for each sample with a probability only, and for a
+            diagram), "nearest" (the 1-NN baseline's planes between samples), "cells-in-box" and "nearest-in-box" (the
+            same for perturbed inputs inside the box that was given, and for no others), "1-lipschitz" (the baseline
+            network of orthogonal layers). "conditional" assumes the neighbours fixed: never count it as certified.
+            "randomised" (smoothing) holds for each sample with a probability only, and for a
             majority vote that no finite number of evaluations knows exactly: name it so wherever it is shown. "none": a
             network in place of the solver proves nothing, the radius is 0.
     """
