@@ -17,11 +17,14 @@ __all__ = ["DiagramRefinement", "LearnedDiagram", "refine_diagram", "usual_epoch
 
 BEYOND = 1.25  # times the target radius: what the loss asks for, so that unseen samples reach the target
 TEMPERATURE = 0.16  # of the cross entropy, times the target radius
-INTERCEPTS = 5.0  # their rate, times that of slopes: they are in squared units
+RATE = 2.0  # of the sites, times the squared target radius, which makes steps as long as the target radius is
+WEIGHTS = 2.0  # their rate, times that of the sites and the squared target radius: they are squared lengths
+MOMENTUM = 0.9
+PULL = 4.0  # samples at the usual distance whose gradients a site takes in at most at a step
 BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 5000
 FEW = 4  # pieces of a sample's class that may keep the others away
-BOXED = 3  # classes whose distance within the box is computed
+NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
 TINY = 1e-12
 
@@ -46,14 +49,19 @@ class DiagramRefinement:
 
 
 class LearnedDiagram(nn.Module):
-    """The pieces of a `PowerDiagram` as parameters, in single precision; starts as the diagram of nearest points.
+    """A `PowerDiagram` as sites p_i and weights w_i in single precision, to be trained: <p_i, x> - |p_i|^2 / 2 + w_i.
+
+    Starts as the diagram of nearest points. In these parameters a step of gradient descent moves a site along the line
+    to a sample, and leaves alone what the samples about it have in common.
 
     Args:
-        points: what the pieces start from, shape (n, d), at least one of each class.
-        classes: of the pieces, which they keep, shape (n,).
+        points: the sites to start from, shape (n, d), at least one of each class.
+        classes: of the sites, which they keep, shape (n,).
 
     Raises:
         ValueError: a class without points.
+
+    Source: Aurenhammer, SIAM J. Comput. 16 (1987).
     """
 
     classes: Tensor
@@ -65,80 +73,93 @@ class LearnedDiagram(nn.Module):
             raise ValueError("every class 0, 1, .. needs at least one point")
         order = torch.argsort(classes, stable=True)
         self.register_buffer("classes", classes[order])
-        self.slopes = nn.Parameter(points.detach()[order].clone())
-        self.intercepts = nn.Parameter(-self.slopes.detach().square().sum(1) / 2)
+        self.sites = nn.Parameter(points.detach()[order].clone())
+        self.weights = nn.Parameter(torch.zeros_like(self.sites[:, 0]))
 
     def forward(
         self, x: Float[Tensor, "batch d"], y: Int[Tensor, " batch"], box: Box | None = None
-    ) -> Float[Tensor, "batch classes"]:
-        """Signed distance to a plane of every class that keeps it from one piece of y; infinite for y.
+    ) -> Float[Tensor, "batch few"]:
+        """Signed distances to planes that keep some piece of y apart from one of each of the nearest other classes.
 
         The least of a row bounds the distance to the cells of other classes; it is negative where y is not predicted.
-        Within a box, the nearest three of a row are the distances to the parts of the planes inside of it.
 
         Args:
             x: points.
             y: their classes.
-            box: the least and the largest value of every coordinate; then there is no gradient in x.
+            box: the least and the largest value of every coordinate; then distances are those to the parts of the
+                planes inside of it, and there is no gradient in x.
         """
         own, other = self._chosen(x.detach(), y)
-        apart = self.slopes[own][:, None] - nn.functional.embedding(other, self.slopes)
-        offset = self.intercepts[own][:, None] - self.intercepts[other]
-        ahead = torch.einsum("bcd,bd->bc", apart, x) + offset
-        distance = (ahead / apart.square().sum(2).clamp(min=TINY).sqrt()).scatter(1, y[:, None], torch.inf)
+        first, second = self.sites[own][:, None], nn.functional.embedding(other, self.sites)
+        apart = first - second
+        ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - (first + second) / 2)
+        ahead = ahead + self.weights[own][:, None] - self.weights[other]
+        length = apart.square().sum(2).clamp(min=TINY).sqrt()
+        # A sample on the wrong side must not come nearer by driving the sites apart.
+        distance = ahead / torch.where(ahead > 0, length, length.detach())
         if box is None:
             return distance
-        near = distance.detach().topk(min(BOXED, distance.shape[1]), dim=1, largest=False).indices
-        apart, offset = apart.gather(1, near[:, :, None].expand(-1, -1, apart.shape[2])), offset.gather(1, near)
-        ahead = ahead.detach().gather(1, near)
-        boxed = _boxed(x.detach(), apart, offset, ahead.clamp(min=TINY), box)
-        return distance.scatter(1, near, torch.where(ahead > TINY, boxed, distance.gather(1, near)))
+        far = ahead.detach()
+        delta, boxed, rate = _boxed(x.detach(), -apart.detach(), far.clamp(min=TINY), box)
+        # At the nearest point p = x + delta of a plane, delta being x + t g cut to the box, the distance r changes with
+        # the plane by t / r times the change of its value at p.
+        changed = ahead + torch.einsum("bcd,bcd->bc", apart, delta)
+        return torch.where(far > TINY, boxed + rate * (changed - changed.detach()), distance)
 
     def fixed(self) -> PowerDiagram:
         """The same pieces, evaluated in float64 and with proofs."""
-        return PowerDiagram(self.slopes, self.intercepts, self.classes)
+        sites = self.sites.detach().double()
+        return PowerDiagram(sites, self.weights.detach() - sites.square().sum(1) / 2, self.classes)
 
     @torch.no_grad()
-    def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch classes"]]:
-        """Of the best pieces of y the one that keeps all others farthest away; of every class the one nearest to it."""
-        scores = torch.addmm(self.intercepts, x, self.slopes.T)
+    def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
+        """Of the best pieces of y the one that keeps all others farthest away; of the nearest classes the nearest one.
+
+        Which ones these are is found out in half precision where that is fast; distances to them are not.
+        """
+        coarse = self.sites.to(_coarse(x.device))
+        squares = self.sites.square().sum(1)
+        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + (self.weights - squares / 2)
         mine = self.classes == y[:, None]
         few = min(FEW, max(self.counts))
         best = scores.masked_fill(~mine, -torch.inf).topk(few, dim=1).indices
         best = torch.where(torch.arange(few, device=x.device) < mine.sum(1, keepdim=True), best, best[:, :1])
-        squares, planes = self.slopes.square().sum(1), []
+        planes = []
         for i in best.T:
-            apart = torch.addmm(squares, self.slopes[i], self.slopes.T, alpha=-2) + squares[i][:, None]
-            distance = (scores.gather(1, i[:, None]) - scores) / apart.clamp(min=TINY).sqrt()
+            apart = squares + squares[i][:, None] - 2 * (coarse[i] @ coarse.T).to(x.dtype)
+            distance = (scores.gather(1, i[:, None]) - scores) * apart.clamp(min=TINY).rsqrt()
             planes.append(distance.masked_fill(mine, torch.inf))
         first = torch.stack([distance.amin(1) for distance in planes], 1).argmax(1)
         distance = torch.stack(planes, 1)[torch.arange(len(x), device=x.device), first]
-        start, other = 0, []
+        start, nearest = 0, []
         for part in distance.split(self.counts, dim=1):
-            other.append(start + part.argmin(1))
+            least = part.min(1)
+            nearest.append((least.values, start + least.indices))
             start += part.shape[1]
-        return best.gather(1, first[:, None]).squeeze(1), torch.stack(other, 1)
+        values, other = (torch.stack(parts, 1) for parts in zip(*nearest, strict=True))
+        near = values.topk(min(NEAREST, len(self.counts) - 1), dim=1, largest=False).indices
+        return best.gather(1, first[:, None]).squeeze(1), other.gather(1, near)
 
 
-def _boxed(x: Tensor, apart: Tensor, offset: Tensor, ahead: Tensor, box: Box) -> Float[Tensor, "batch few"]:
-    """Distances within the box to planes, with their gradients, for x on the near side of them.
+def _coarse(device: torch.device) -> torch.dtype:
+    """A precision to find pieces in: half of it where processors multiply so several times as fast."""
+    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.bfloat16 if fast else torch.float32
 
-    At the nearest point p = x + delta of a plane, delta being x + t g cut to the box, the distance r changes with the
-    normal -g and the offset by t / r times the change of <-g, p> + offset.
-    """
-    with torch.no_grad():
-        g, start = -apart, x[:, None]
-        t = ahead / g.square().sum(2).clamp(min=TINY)
-        for _ in range(NEWTON):
-            moved = start + t[:, :, None] * g
-            gained = ((moved.clamp(*box) - start) * g).sum(2)
-            slope = (g.square() * torch.where(g > 0, moved < box[1], moved > box[0])).sum(2)
-            t = torch.where((gained < ahead) & (slope > TINY), t + (ahead - gained) / slope.clamp(min=TINY), t)
-        delta = (start + t[:, :, None] * g).clamp(*box) - start
-        distance = delta.norm(dim=2)
-        rate = t / distance.clamp(min=TINY)
-    changed = torch.einsum("bcd,bcd->bc", apart, start + delta) + offset
-    return distance + rate * (changed - changed.detach())
+
+@torch.no_grad()
+def _boxed(x: Tensor, g: Tensor, ahead: Tensor, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps to the nearest points, within the box, of planes in direction g that lie `ahead` of x; lengths, t / r."""
+    start = x[:, None]
+    t = ahead / g.square().sum(2).clamp(min=TINY)
+    for _ in range(NEWTON):
+        moved = start + t[:, :, None] * g
+        gained = ((moved.clamp(*box) - start) * g).sum(2)
+        slope = (g.square() * torch.where(g > 0, moved < box[1], moved > box[0])).sum(2)
+        t = torch.where((gained < ahead) & (slope > TINY), t + (ahead - gained) / slope.clamp(min=TINY), t)
+    delta = (start + t[:, :, None] * g).clamp(*box) - start
+    distance = delta.norm(dim=2)
+    return delta, distance, t / distance.clamp(min=TINY)
 
 
 def usual_epochs(n: int, batch_size: int = BATCH) -> int:
@@ -155,7 +176,7 @@ def refine_diagram(
     target_radius: float,
     epochs: int | None = None,
     batch_size: int = BATCH,
-    learning_rate: float = 3e-2,
+    learning_rate: float | None = None,
     box: tuple[float, float] | None = None,
     augment: Augment | None = None,
     seed: int = 0,
@@ -168,7 +189,7 @@ def refine_diagram(
     """Move the pieces of a power diagram until the samples lie the target radius away from cells of other classes.
 
     Minimises the cross entropy of the classes with the distances of `LearnedDiagram` as margins, each less than 1.25
-    target radii being paid for, by Adam, in place.
+    target radii being paid for, by gradient descent with Nesterov's momentum, in place.
 
     Args:
         diagram: trained in place and left on the CPU, as is the stem.
@@ -178,7 +199,7 @@ def refine_diagram(
         target_radius: L2 radius, in units of the inputs, to be certified at.
         epochs: passes over the data; None takes `usual_epochs`.
         batch_size: samples a step, per process.
-        learning_rate: the largest of the schedule, in units of the points; five times it for the intercepts.
+        learning_rate: the largest of the schedule, in squared units of the points; None takes 2 squared target radii.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
             against; the stem must be a translation, `CenteredFlatten`.
         augment: see `refine`.
@@ -198,18 +219,26 @@ def refine_diagram(
         Voracek, Hein, ICML 2022, arXiv 2207.07208.
     """
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
+    most = PULL / (TEMPERATURE * target_radius * batch_size)
+    clipped = diagram.sites.register_hook(lambda pull: pull * (most / pull.norm(dim=1, keepdim=True).clamp(min=most)))
     before, after, history = refined(
         "diagram",
         nn.ModuleDict({"diagram": diagram, "stem": stem}),
         _Objective(stem, diagram, target_radius, box),
         inputs,
         y,
-        diagram.intercepts,
-        share=INTERCEPTS,
+        torch.optim.SGD(
+            [
+                {"params": [diagram.sites, *stem.parameters()]},
+                {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
+            ],
+            momentum=MOMENTUM,
+            nesterov=True,
+        ),
         settings={"box": None if box is None else list(box)},
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
         augment=augment,
         seed=seed,
         checkpoint=checkpoint,
@@ -218,6 +247,7 @@ def refine_diagram(
         mixed_precision=mixed_precision,
         progress=progress,
     )
+    clipped.remove()
     return DiagramRefinement(diagram.fixed(), before, after, history)
 
 
@@ -237,16 +267,16 @@ class _Objective(Objective):
     def forward(self, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         points = self.stem(inputs)
         with torch.autocast(points.device.type, enabled=False):
-            distance = self._distance(points.to(self.diagram.slopes), y)
-            short = (BEYOND * self.target_radius - distance).scatter(1, y[:, None], 0)
-            loss = nn.functional.cross_entropy(short / (TEMPERATURE * self.target_radius), y)
+            distance = self._distance(points.to(self.diagram.sites), y)
+            short = (BEYOND * self.target_radius - distance) / (TEMPERATURE * self.target_radius)
+            loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1).mean()
             radius = distance.detach().amin(1)
         return loss, (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
 
     def radius(self, inputs: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
         return self._distance(self.stem(inputs), y).amin(1)
 
-    def _distance(self, points: Tensor, y: Tensor) -> Float[Tensor, "batch classes"]:
+    def _distance(self, points: Tensor, y: Tensor) -> Float[Tensor, "batch few"]:
         box = None if self.box is None else self.stem.box(*self.box)  # type: ignore[operator]
         return self.diagram(points, y, box) / self.lipschitz
 

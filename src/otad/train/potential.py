@@ -18,6 +18,7 @@ __all__ = ["Refinement", "anchored_potential", "refine"]
 
 BEYOND = 1.75  # times the target radius: what the loss asks for, so that unseen samples reach the target
 TEMPERATURE = 0.25  # of the cross entropy, times the target radius
+BETAS = (0.9, 0.99)
 INTERCEPTS = 10.0  # their rate, times that of slopes: they are in squared units
 SAMPLES_AT_ONCE = 512
 
@@ -121,8 +122,15 @@ def refine(
         _Objective(stem, potential, head, target_radius),
         inputs,
         y,
-        potential.intercepts,
-        share=INTERCEPTS,
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in model.parameters() if p.requires_grad and p is not potential.intercepts]},
+                {"params": [potential.intercepts], "share": INTERCEPTS},
+            ],
+            lr=learning_rate,
+            betas=BETAS,
+            weight_decay=0.0,
+        ),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -16,7 +16,6 @@ from otad.train.loop import Augment, EpochRow, digest, train
 __all__ = ["Objective", "RefinementEpoch", "refined"]
 
 FIRST_RATE = 1e-2
-BETAS = (0.9, 0.99)
 SAMPLES_AT_ONCE = 512
 
 
@@ -58,12 +57,11 @@ class Objective(nn.Module):
 def refined(
     name: str,
     model: nn.ModuleDict,
-    objective: "Objective",
+    objective: Objective,
     inputs: Float[Tensor, "n ..."],
     y: Int[Tensor, " n"],
-    intercepts: nn.Parameter,
+    optimizer: torch.optim.Optimizer,
     *,
-    share: float,
     settings: dict[str, Any] | None = None,
     epochs: int,
     learning_rate: float,
@@ -80,8 +78,7 @@ def refined(
         objective: of batches of inputs and y.
         inputs: training samples.
         y: class indices.
-        intercepts: parameters with a rate of their own.
-        share: their rate, times that of the others.
+        optimizer: of the model's parameters; "share" of a group multiplies its rate.
         settings: what else must be the same for a checkpoint to be gone on from.
         epochs: at least 1.
         learning_rate: see `train`.
@@ -103,11 +100,9 @@ def refined(
         settings or {}
     )
     settings["start"] = digest(*(value for _, value in sorted(model.state_dict().items())))
-    learned = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in learned if p is not intercepts]}, {"params": [intercepts], "share": share}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=0.0)
-    model.to(Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision).device)
-    before = _reached(objective, inputs, y, intercepts.device)
+    engine = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision).device
+    model.to(engine)
+    before = _reached(objective, inputs, y, engine)
     history = train(
         name,
         model,
@@ -124,9 +119,9 @@ def refined(
         augment=augment,
         **options,
     )
-    if not all(bool(p.isfinite().all()) for p in learned):
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise OTADError("refinement diverged: parameters are not finite; scale the columns of x, or lower the rate")
-    after = _reached(objective, inputs, y, intercepts.device)
+    after = _reached(objective, inputs, y, engine)
     model.to("cpu")
     return before, after, history
 
