@@ -22,7 +22,7 @@ WEIGHTS = 2.0  # their rate, times that of the sites and the squared target radi
 MOMENTUM = 0.9
 PULL = 4.0  # samples at the usual distance whose gradients a site takes in at most at a step
 BATCH = 256
-USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 5000
+USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
@@ -163,7 +163,7 @@ def _boxed(x: Tensor, g: Tensor, ahead: Tensor, box: Box) -> tuple[Tensor, Tenso
 
 
 def usual_epochs(n: int, batch_size: int = BATCH) -> int:
-    """Of training on n samples: 80, and fewer, but 12, where these are more than 5,000 steps."""
+    """Of training on n samples: 80, and fewer, but 12, where these are more than 7,500 steps."""
     return min(USUAL_EPOCHS, max(LEAST_EPOCHS, MOST_STEPS // max(1, math.ceil(n / batch_size))))
 
 
