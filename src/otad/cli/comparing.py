@@ -22,9 +22,9 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="Methods separated by commas, or all. Known: otad-global, otad-neighborhood, otad-network, 1-nn, "
-            "undefended, pgd, trades, lipschitz, smoothing. METHOD@resnet, METHOD@transformer: train "
-            "that backbone in place of the residual MLP, where the method trains one.",
+            help="Methods separated by commas, or all. Known: otad-global, otad-neighborhood, otad-network, "
+            "otad-cells, 1-nn, undefended, pgd, trades, lipschitz, smoothing. METHOD@resnet, METHOD@transformer: "
+            "train that backbone in place of the residual MLP, where the method trains one.",
             metavar="METHOD,METHOD,...",
         ),
     ] = "all",

@@ -16,7 +16,6 @@ from otad.train.refinement import Objective, RefinementEpoch, refined
 __all__ = ["DiagramRefinement", "LearnedDiagram", "refine_diagram", "usual_epochs"]
 
 BEYOND = 1.25  # times the target radius: what the loss asks for, so that unseen samples reach the target
-TEMPERATURE = 0.16  # of the cross entropy, times the target radius
 RATE = 2.0  # of the sites, times the squared target radius, which makes steps as long as the target radius is
 WEIGHTS = 2.0  # their rate, times that of the sites and the squared target radius: they are squared lengths
 MOMENTUM = 0.9
@@ -177,6 +176,7 @@ def refine_diagram(
     epochs: int | None = None,
     batch_size: int = BATCH,
     learning_rate: float | None = None,
+    temperature: float = 0.16,
     box: tuple[float, float] | None = None,
     augment: Augment | None = None,
     seed: int = 0,
@@ -200,6 +200,7 @@ def refine_diagram(
         epochs: passes over the data; None takes `usual_epochs`.
         batch_size: samples a step, per process.
         learning_rate: the largest of the schedule, in squared units of the points; None takes 2 squared target radii.
+        temperature: of the cross entropy, in target radii; higher ones learn less by heart, for large radii.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
             against; the stem must be a translation, `CenteredFlatten`.
         augment: see `refine`.
@@ -211,20 +212,22 @@ def refine_diagram(
         progress: show a bar.
 
     Raises:
-        ValueError: target_radius or epochs not positive, inputs and y of different lengths, or a box that the stem does
-            not keep.
+        ValueError: target_radius, temperature or epochs not positive, inputs and y of different lengths, or a box that
+            the stem does not keep.
         OTADError: training diverged.
 
     Source: the distances bound those of the exact certificate (`PowerDiagram.distance`); for nearest prototypes see
         Voracek, Hein, ICML 2022, arXiv 2207.07208.
     """
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
-    most = PULL / (TEMPERATURE * target_radius * batch_size)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {temperature}")
+    most = PULL / (temperature * target_radius * batch_size)
     clipped = diagram.sites.register_hook(lambda pull: pull * (most / pull.norm(dim=1, keepdim=True).clamp(min=most)))
     before, after, history = refined(
         "diagram",
         nn.ModuleDict({"diagram": diagram, "stem": stem}),
-        _Objective(stem, diagram, target_radius, box),
+        _Objective(stem, diagram, target_radius, temperature, box),
         inputs,
         y,
         torch.optim.SGD(
@@ -235,7 +238,7 @@ def refine_diagram(
             momentum=MOMENTUM,
             nesterov=True,
         ),
-        settings={"box": None if box is None else list(box)},
+        settings={"temperature": temperature, "box": None if box is None else list(box)},
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
@@ -255,12 +258,17 @@ class _Objective(Objective):
     """Loss, accuracy and certified share of a batch; a module of its own so that any engine can wrap it."""
 
     def __init__(
-        self, stem: nn.Module, diagram: LearnedDiagram, target_radius: float, box: tuple[float, float] | None
+        self,
+        stem: nn.Module,
+        diagram: LearnedDiagram,
+        target_radius: float,
+        temperature: float,
+        box: tuple[float, float] | None,
     ) -> None:
         super().__init__()
         if box is not None and not isinstance(stem, CenteredFlatten):
             raise ValueError("a box of inputs is one of points only where the stem is a CenteredFlatten; leave box out")
-        self.box = box
+        self.box, self.temperature = box, temperature
         self.stem, self.diagram, self.target_radius = stem, diagram, target_radius
         self.lipschitz = float(stem.lipschitz)  # type: ignore[arg-type]
 
@@ -268,7 +276,7 @@ class _Objective(Objective):
         points = self.stem(inputs)
         with torch.autocast(points.device.type, enabled=False):
             distance = self._distance(points.to(self.diagram.sites), y)
-            short = (BEYOND * self.target_radius - distance) / (TEMPERATURE * self.target_radius)
+            short = (BEYOND * self.target_radius - distance) / (self.temperature * self.target_radius)
             loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1).mean()
             radius = distance.detach().amin(1)
         return loss, (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
