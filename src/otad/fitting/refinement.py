@@ -20,6 +20,8 @@ __all__ = ["Refined", "fit_refined", "restored_refined", "spread", "usual_cells"
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
+TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class, or a share as above
+TABLE_TEMPERATURE = 0.5
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
@@ -76,18 +78,22 @@ def fit_refined(
         the parts, and what was reached: facts "before" and "after", one dict per epoch in "history".
     """
     radius, kind = float(parameters["target_radius"]), parameters["refinement"]
+    images = inputs.ndim == 4
+    few = max(TABLE_CELLS * backbone.head.out_features, len(labels) // TABLE_SHARE)
+    most = usual_cells(len(labels)) if images else few
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
         stem, head = _untrained(kind, backbone, transport)
-        pieces = spread(transport.y, PIECES if kind == "potential" else usual_cells(len(labels)))
+        pieces = spread(transport.y, PIECES if kind == "potential" else most)
     with torch.no_grad():
         points = stem(inputs[transport.samples[pieces]])
-    images = inputs.ndim == 4
     deformed = images and parameters["deform"]
     options = {"target_radius": radius, "augment": Deformations() if deformed else None, **training}
     if kind == "cells":
         box = (0.0, 1.0) if images else None
         options["augment"] = Deformations.usual(inputs) if deformed else None
+        if not images:
+            options["temperature"] = TABLE_TEMPERATURE
         found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
@@ -130,7 +136,7 @@ def _untrained(kind: str, backbone: Backbone, transport: TransportMap) -> tuple[
 
 
 def usual_cells(n: int) -> int:
-    """Pieces of a diagram trained on n samples, at most."""
+    """Pieces of a diagram trained on n images, at most."""
     return max(CELLS, n // CELLS_SHARE)
 
 
