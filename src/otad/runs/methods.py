@@ -197,8 +197,8 @@ def fit_cells(
     One epoch over some samples tells the time of training. Then each of `CELLS_OF_IMAGES` or `CELLS_OF_TABLES` is
     trained on four fifths of the training samples, for a fifth of the usual epochs or for more where that takes less
     than a quarter of the budget for all, and certified on the rest (at most 1,000); the one with the largest mean of
-    the certified radius, up to the threat's and 0 for wrong labels, is taken. Where the budget does not leave as
-    much again for the final training, the others are not tried. Images are certified for perturbations that stay
+    the certified radius, up to the threat's and 0 for wrong labels, is taken. Where the budget does not hold
+    them all and then the usual epochs, or half of it for these, the last ones are not tried. Images are certified for perturbations that stay
     images.
 
     Args:
@@ -238,19 +238,21 @@ def fit_cells(
     most = Cells(None, x.ndim == 4, 1.0, 0.16)
     epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)  # the longest
     usual = usual_epochs(len(y))
-    quarter = (deadline - time.perf_counter()) / 4
-    brief = max(1, usual // 5, min(usual, math.floor(quarter / (len(candidates) * epoch))))
-    chosen, scores = candidates[0], {}
+    left = deadline - time.perf_counter()
+    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (len(candidates) * epoch))))
+    latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
+    chosen, scores, longest = candidates[0], {}, brief * epoch
     held_out = torch.from_numpy(_held_out(y.numpy(), seed))
     measured = every[held_out]
     measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
     for tried in candidates:
-        if time.perf_counter() + 2 * brief * epoch < deadline:
+        if (began := time.perf_counter()) + longest < latest:
             module, _ = trained(every[~held_out], tried, brief)
             certificate = certify(module, x[measured], box=threat.box)
             right = certificate.label == y[measured].numpy()
             scores[tried] = float((right * certificate.radius.clip(max=threat.eps)).mean())
             chosen = max(scores, key=lambda known: scores[known])
+            longest = max(longest, time.perf_counter() - began)
     epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / epoch)))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
