@@ -197,9 +197,9 @@ def fit_cells(
     One epoch over some samples tells the time of training. Then each of `CELLS_OF_IMAGES` or `CELLS_OF_TABLES` is
     trained on four fifths of the training samples, for a fifth of the usual epochs or for more where that takes less
     than a quarter of the budget for all, and certified on the rest (at most 1,000); the one with the largest mean of
-    the certified radius, up to the threat's and 0 for wrong labels, is taken. Where the budget does not hold
-    them all and then the usual epochs, or half of it for these, the last ones are not tried. Images are certified for perturbations that stay
-    images.
+    the certified radius, up to the threat's and 0 for wrong labels, is taken. The last ones are not tried where they
+    would not leave the time of the usual epochs, or half of the budget, for the final training. Images are certified
+    for perturbations that stay images.
 
     Args:
         x: training samples, (n, ...).
