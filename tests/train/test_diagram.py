@@ -1,6 +1,7 @@
 """Power diagrams in training: distances against the proven ones, gradients, what training gains, resuming."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,29 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, monkeypa
     assert torch.equal(resumed.diagram.slopes, whole.diagram.slopes)
     with pytest.raises(ModelFolderError, match="box"):
         trained(None, epochs=3, checkpoint=tmp_path, resume=True)
+
+
+def test_training_commutes_with_a_change_of_units() -> None:
+    x, y = digits(0, 200)
+
+    def sites(unit: float) -> Tensor:
+        stem = CenteredFlatten(unit * x.mean(0))
+        diagram = LearnedDiagram(stem(unit * x[:60]), y[:60])
+        refine_diagram(diagram, stem, unit * x, y, target_radius=0.4 * unit, epochs=2, batch_size=50, box=(0.0, unit))
+        return diagram.sites.detach()
+
+    start, one = LearnedDiagram(digits(0, 60)[0] - x.mean(0), y[:60]).sites, sites(1.0)
+    assert (one - start).norm() > 0.1 * start.norm()
+    assert torch.allclose(sites(8.0), 8 * one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"target_radius": 0.0}, {"temperature": 0.0}, {"temperature": float("nan")}])
+def test_radius_and_temperature_must_be_positive(wrong: dict[str, float]) -> None:
+    x, y = digits(0, 100)
+    stem = CenteredFlatten(x.mean(0))
+    settings: dict[str, Any] = {"target_radius": 0.3, "epochs": 1} | wrong
+    with pytest.raises(ValueError, match="positive"):
+        refine_diagram(LearnedDiagram(stem(x), y), stem, x, y, **settings)
 
 
 def test_a_box_needs_a_stem_that_keeps_it() -> None:

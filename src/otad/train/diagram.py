@@ -220,37 +220,39 @@ def refine_diagram(
         Voracek, Hein, ICML 2022, arXiv 2207.07208.
     """
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive; got {temperature}")
+    if not (target_radius > 0 and temperature > 0):
+        raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
     most = PULL / (temperature * target_radius * batch_size)
     clipped = diagram.sites.register_hook(lambda pull: pull * (most / pull.norm(dim=1, keepdim=True).clamp(min=most)))
-    before, after, history = refined(
-        "diagram",
-        nn.ModuleDict({"diagram": diagram, "stem": stem}),
-        _Objective(stem, diagram, target_radius, temperature, box),
-        inputs,
-        y,
-        torch.optim.SGD(
-            [
-                {"params": [diagram.sites, *stem.parameters()]},
-                {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
-            ],
-            momentum=MOMENTUM,
-            nesterov=True,
-        ),
-        settings={"temperature": temperature, "box": None if box is None else list(box)},
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
-        augment=augment,
-        seed=seed,
-        checkpoint=checkpoint,
-        resume=resume,
-        device=device,
-        mixed_precision=mixed_precision,
-        progress=progress,
-    )
-    clipped.remove()
+    try:
+        before, after, history = refined(
+            "diagram",
+            nn.ModuleDict({"diagram": diagram, "stem": stem}),
+            _Objective(stem, diagram, target_radius, temperature, box),
+            inputs,
+            y,
+            torch.optim.SGD(
+                [
+                    {"params": [diagram.sites, *stem.parameters()]},
+                    {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
+                ],
+                momentum=MOMENTUM,
+                nesterov=True,
+            ),
+            settings={"temperature": temperature, "box": None if box is None else list(box)},
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
+            augment=augment,
+            seed=seed,
+            checkpoint=checkpoint,
+            resume=resume,
+            device=device,
+            mixed_precision=mixed_precision,
+            progress=progress,
+        )
+    finally:
+        clipped.remove()
     return DiagramRefinement(diagram.fixed(), before, after, history)
 
 
