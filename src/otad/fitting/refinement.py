@@ -20,7 +20,7 @@ __all__ = ["Refined", "fit_refined", "restored_refined", "spread", "usual_cells"
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
-TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class, or a share as above
+TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii

@@ -50,7 +50,7 @@ class Cells(NamedTuple):
     """Settings of a power diagram that may be chosen.
 
     Attributes:
-        pieces: of every class; None: as many as `usual_cells` in all.
+        pieces: of a class in the mean; None: as many as `usual_cells` in all.
         deformed: whether images are.
         reach: of the loss, times the threat's radius.
         temperature: of the loss, see `refine_diagram`.
@@ -236,24 +236,25 @@ def fit_cells(
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
     most = Cells(None, x.ndim == 4, 1.0, 0.16)
-    epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)  # the longest
+    epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
     brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (len(candidates) * epoch))))
     latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
-    chosen, scores, longest = candidates[0], {}, brief * epoch
+    chosen, scores, longest, seconds = candidates[0], {}, brief * epoch, {}
     held_out = torch.from_numpy(_held_out(y.numpy(), seed))
     measured = every[held_out]
     measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
     for tried in candidates:
         if (began := time.perf_counter()) + longest < latest:
-            module, _ = trained(every[~held_out], tried, brief)
+            module, facts = trained(every[~held_out], tried, brief)
+            seconds[tried] = facts["seconds"] / brief * len(y) / int((~held_out).sum())
             certificate = certify(module, x[measured], box=threat.box)
             right = certificate.label == y[measured].numpy()
             scores[tried] = float((right * certificate.radius.clip(max=threat.eps)).mean())
             chosen = max(scores, key=lambda known: scores[known])
             longest = max(longest, time.perf_counter() - began)
-    epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / epoch)))
+    epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
     module, facts = trained(every, chosen, epochs)

@@ -37,7 +37,8 @@ class DiagramRefinement:
     Attributes:
         diagram: with the learned pieces.
         before, after: on the training samples, without augmentation: "accuracy", and "certified", the share beyond the
-            target radius by the single planes of training, in float32; `otad.certify` proves more.
+            target radius by the single planes of training, as `LearnedDiagram` finds them; `otad.certify` proves, and
+            mostly more.
         history: one row per epoch, those before a resumed checkpoint included.
     """
 
@@ -48,7 +49,7 @@ class DiagramRefinement:
 
 
 class LearnedDiagram(nn.Module):
-    """A `PowerDiagram` as sites p_i and weights w_i in single precision, to be trained: <p_i, x> - |p_i|^2 / 2 + w_i.
+    """A `PowerDiagram` to be trained: sites p_i and weights w_i, scores <p_i, x> - |p_i|^2 / 2 + w_i.
 
     Starts as the diagram of nearest points. In these parameters a step of gradient descent moves a site along the line
     to a sample, and leaves alone what the samples about it have in common.
@@ -80,7 +81,8 @@ class LearnedDiagram(nn.Module):
     ) -> Float[Tensor, "batch few"]:
         """Signed distances to planes that keep some piece of y apart from one of each of the nearest other classes.
 
-        The least of a row bounds the distance to the cells of other classes; it is negative where y is not predicted.
+        The least of a row bounds the distance to the cells of other classes, and is negative where y is not predicted, as
+        far as the pieces that decide are found; `PowerDiagram.distance` proves.
 
         Args:
             x: points.
@@ -88,6 +90,7 @@ class LearnedDiagram(nn.Module):
             box: the least and the largest value of every coordinate; then distances are those to the parts of the
                 planes inside of it, and there is no gradient in x.
         """
+        x = x if box is None else x.detach()
         own, other = self._chosen(x.detach(), y)
         first, second = self.sites[own][:, None], nn.functional.embedding(other, self.sites)
         apart = first - second
@@ -99,7 +102,7 @@ class LearnedDiagram(nn.Module):
         if box is None:
             return distance
         far = ahead.detach()
-        delta, boxed, rate = _boxed(x.detach(), -apart.detach(), far.clamp(min=TINY), box)
+        delta, boxed, rate = _boxed(x, -apart.detach(), far.clamp(min=TINY), box)
         # At the nearest point p = x + delta of a plane, delta being x + t g cut to the box, the distance r changes with
         # the plane by t / r times the change of its value at p.
         changed = ahead + torch.einsum("bcd,bcd->bc", apart, delta)
@@ -142,7 +145,10 @@ class LearnedDiagram(nn.Module):
 
 def _coarse(device: torch.device) -> torch.dtype:
     """A precision to find pieces in: half of it where processors multiply so several times as fast."""
-    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -222,38 +228,42 @@ def refine_diagram(
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
     if not (target_radius > 0 and temperature > 0):
         raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
-    most = PULL / (temperature * target_radius * batch_size)
-    clipped = diagram.sites.register_hook(lambda pull: pull * (most / pull.norm(dim=1, keepdim=True).clamp(min=most)))
-    try:
-        before, after, history = refined(
-            "diagram",
-            nn.ModuleDict({"diagram": diagram, "stem": stem}),
-            _Objective(stem, diagram, target_radius, temperature, box),
-            inputs,
-            y,
-            torch.optim.SGD(
-                [
-                    {"params": [diagram.sites, *stem.parameters()]},
-                    {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
-                ],
-                momentum=MOMENTUM,
-                nesterov=True,
-            ),
-            settings={"temperature": temperature, "box": None if box is None else list(box)},
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
-            augment=augment,
-            seed=seed,
-            checkpoint=checkpoint,
-            resume=resume,
-            device=device,
-            mixed_precision=mixed_precision,
-            progress=progress,
-        )
-    finally:
-        clipped.remove()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [diagram.sites, *stem.parameters()]},
+            {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
+        ],
+        momentum=MOMENTUM,
+        nesterov=True,
+    )
+    most = PULL / (temperature * target_radius * min(batch_size, max(1, len(inputs))))
+    optimizer.register_step_pre_hook(lambda *_: _shorten(diagram.sites, most))
+    before, after, history = refined(
+        "diagram",
+        nn.ModuleDict({"diagram": diagram, "stem": stem}),
+        _Objective(stem, diagram, target_radius, temperature, box),
+        inputs,
+        y,
+        optimizer,
+        settings={"temperature": temperature, "box": None if box is None else list(box)},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
+        augment=augment,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        device=device,
+        mixed_precision=mixed_precision,
+        progress=progress,
+    )
     return DiagramRefinement(diagram.fixed(), before, after, history)
+
+
+def _shorten(sites: nn.Parameter, most: float) -> None:
+    """Cut the gradient of each site to a length."""
+    if sites.grad is not None:
+        sites.grad *= most / sites.grad.norm(dim=1, keepdim=True).clamp(min=most)
 
 
 class _Objective(Objective):
@@ -277,7 +287,7 @@ class _Objective(Objective):
     def forward(self, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         points = self.stem(inputs)
         with torch.autocast(points.device.type, enabled=False):
-            distance = self._distance(points.to(self.diagram.sites), y)
+            distance = self._distance(points, y)
             short = (BEYOND * self.target_radius - distance) / (self.temperature * self.target_radius)
             loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1).mean()
             radius = distance.detach().amin(1)
@@ -288,7 +298,7 @@ class _Objective(Objective):
 
     def _distance(self, points: Tensor, y: Tensor) -> Float[Tensor, "batch few"]:
         box = None if self.box is None else self.stem.box(*self.box)  # type: ignore[operator]
-        return self.diagram(points, y, box) / self.lipschitz
+        return self.diagram(points.to(self.diagram.sites), y, box) / self.lipschitz
 
     def facts(self) -> dict[str, float]:
         return {}
