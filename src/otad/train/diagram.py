@@ -81,8 +81,8 @@ class LearnedDiagram(nn.Module):
     ) -> Float[Tensor, "batch few"]:
         """Signed distances to planes that keep some piece of y apart from one of each of the nearest other classes.
 
-        The least of a row bounds the distance to the cells of other classes, and is negative where y is not predicted, as
-        far as the pieces that decide are found; `PowerDiagram.distance` proves.
+        The least of a row bounds the distance to the cells of other classes, and is negative where y is not predicted,
+        as far as the pieces that decide are found; `PowerDiagram.distance` proves.
 
         Args:
             x: points.
