@@ -10,7 +10,10 @@ from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from otad import OTADClassifier
+from otad.attacks import ThreatModel
+from otad.certificate import certify
 from otad.errors import ModelFolderError
+from otad.evaluation import evaluate
 
 QUICK = {"epochs": 8, "n_blocks": 2, "width": 32, "device": "cpu", "random_state": 0}
 
@@ -295,6 +298,40 @@ def test_a_refined_potential_lies_on_any_backbone(digits: tuple[np.ndarray, np.n
     assert clf.transport_.x.shape[1] != 64
     assert clf.lipschitz_ == pytest.approx(1.0)
     assert clf.decision_function(X).shape == (60, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["dense", "patches"])
+def test_cells_on_an_encoder_are_certified_attacked_and_saved(
+    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, encoder: str
+) -> None:
+    X, y = digits[0][:200].reshape(-1, 1, 8, 8), digits[1][:200]
+    clf = OTADClassifier(target_radius=0.5, encoder=encoder, **QUICK).fit(X, y)  # type: ignore[arg-type]
+    assert clf.refinement_ is not None
+    assert clf.refinement_["after"]["certified"] > clf.refinement_["before"]["certified"]
+    certificate = clf.certify(X, box=(0.0, 1.0))
+    assert set(certificate.kind) == {"cells"}  # an encoder keeps no box, and the certificate says so
+    assert certificate.certified(0.5, y) >= clf.refinement_["after"]["certified"] - 0.02
+    few = torch.tensor(X[:60], dtype=torch.float32)
+    threat = ThreatModel("l2", 0.5)
+    methods = {"exact_gradient": {"losses": ("margin",), "n_targets": 2, "steps": 15}}
+    report = evaluate(clf.module_, few, y[:60], [threat], methods, certificate=certify(clf.module_, few))
+    assert report.audit["certified_attacked_clean"].passed
+    assert 0 < report.certified_accuracy[threat.key] <= report.robust_accuracy[threat.key]["worst_case"] < 1
+    clf.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
+    np.testing.assert_array_equal(loaded.certify(X[:50]).radius, clf.certify(X[:50]).radius)
+    assert clf.explain(X[:5], k=2).indices.shape == (5, 2)
+    assert loaded.training_fit() == clf.training_fit()
+
+
+def test_an_encoder_belongs_to_cells(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    for settings in ({"encoder": "dense"}, {"encoder": "dense", "target_radius": 0.5, "refinement": "potential"}):
+        with pytest.raises(ValueError, match="encoder"):
+            OTADClassifier(**settings).fit(*digits)
+    with pytest.raises(ValueError, match="images"):
+        OTADClassifier(encoder="patches", target_radius=0.5, **QUICK).fit(*digits)  # type: ignore[arg-type]
 
 
 def test_target_radius_needs_the_global_potential() -> None:

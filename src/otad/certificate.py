@@ -173,9 +173,14 @@ def _free_radius(
 
 
 def _size(stem: nn.Module, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-    """Length of the points, or of those that an encoder made them from: it may cancel most of them."""
-    size = stem(inputs).norm(dim=1)
-    return size.maximum(_size(stem.stem, inputs)) if isinstance(stem, EncodedStem) else size
+    """Length of the points; with encoders the sum of what each takes and gives, as each one rounds."""
+    if not isinstance(stem, EncodedStem):
+        return stem(inputs).norm(dim=1)
+    points, size = stem.stem(inputs), _size(stem.stem, inputs)
+    for encoder in stem.encoders:
+        points = encoder(points)
+        size = size + points.norm(dim=1)
+    return size
 
 
 def boundary_distance(

@@ -76,6 +76,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             samples, instead of interpolating the transport map. Gives up the exact fit of the training set.
         refinement: what is trained with `target_radius`: "cells" (a power diagram, whose distance to other classes'
             cells is computed) or "potential" (a smooth potential on an orthogonal encoder, 1-Lipschitz).
+        encoder: of cells: orthogonal layers below them, trained along: "dense", or "patches" (convolutions, of images);
+            None trains the pieces on the inputs as they are, where images are certified within [0, 1]. Photographs and
+            some tables want an encoder; digits and clothes do not.
         deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
@@ -140,6 +143,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         branch: str | None = None,
         target_radius: float | None = None,
         refinement: str = "cells",
+        encoder: str | None = None,
         deform: bool = True,
         n_neighbors: int = 10,
         infeasible: str = "relax",
@@ -174,6 +178,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.branch = branch
         self.target_radius = target_radius
         self.refinement = refinement
+        self.encoder = encoder
         self.deform = deform
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
@@ -205,6 +210,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         inputs, labels = self._training_set(X, y)
+        if self.encoder == "patches" and inputs.ndim != 4:
+            raise ValueError(f"encoder='patches' needs images (n, c, h, w); X has shape {inputs.shape}; take 'dense'")
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         training = training_options(parameters, self.seed_)
         self.seconds_: dict[str, float] = {}

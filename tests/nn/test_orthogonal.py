@@ -1,9 +1,15 @@
 """The encoder: orthonormal whatever its parameters, and a Lipschitz constant that holds."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder
+from otad.certificate import POINT_ROUNDING, _size
+from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder, dense_encoders, patch_encoders
+from otad.nn.orthogonal import PatchEncoder
 
 
 def encoder(d: int, width: int, scale: float = 1.0) -> MaxMinEncoder:
@@ -44,3 +50,59 @@ def test_derivatives_by_finite_differences() -> None:
 def test_an_odd_width_is_refused() -> None:
     with pytest.raises(ValueError, match="even"):
         MaxMinEncoder(4, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 12), (2, 5, 5)])
+def test_patches_of_any_image_keep_the_lipschitz_constant(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(40, *shape, dtype=torch.float64)
+    stem = EncodedStem(CenteredFlatten(x.mean(0)), *patch_encoders(shape, 8, 16)).double()
+    near = x + 1e-3 * torch.randn_like(x)
+    quotients = (stem(x) - stem(near)).norm(dim=1) / (x - near).flatten(1).norm(dim=1)
+    assert stem.lipschitz == pytest.approx(1.0, abs=1e-7)
+    assert quotients.max() <= stem.lipschitz * (1 + 1e-12)
+
+
+def test_a_layer_on_patches_is_an_isometry_of_images_until_it_sorts() -> None:
+    """MaxMin permutes where pairs do not change order, so a square Q keeps small distances."""
+    torch.manual_seed(0)
+    layer = PatchEncoder((8, 6, 4), 16).double()
+    x = torch.randn(20, 8 * 6 * 4, dtype=torch.float64)
+    step = 1e-6 * torch.randn_like(x)
+    assert torch.allclose((layer(x + step) - layer(x)).norm(dim=1), step.norm(dim=1), rtol=1e-5)
+
+
+def test_patches_are_those_of_a_convolution() -> None:
+    """The same Q at every patch of the moved image, by torch's own convolution."""
+    torch.manual_seed(0)
+    height, width, c, units = 6, 8, 3, 12
+    layer = PatchEncoder((height, width, c), units, halve=True).double()
+    x = torch.randn(5, height, width, c, dtype=torch.float64)
+    kernel = layer.encoder.weight.unflatten(1, (2, 2, c)).permute(0, 3, 1, 2)
+    moved = x.roll((1, 1), (1, 2)).permute(0, 3, 1, 2)
+    a, b = functional.conv2d(moved, kernel, layer.encoder.bias, stride=2).chunk(2, dim=1)
+    expected = torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1).permute(0, 2, 3, 1)
+    assert torch.allclose(layer(x.flatten(1)), expected.flatten(1))
+
+
+def test_dense_layers_fit_each_other() -> None:
+    for d in (1, 7, 900):
+        assert nn.Sequential(*dense_encoders(d, 3, 16))(torch.randn(4, d)).shape == (4, min(16, 2 * d))
+
+
+def test_a_settled_encoder_is_the_same_function_in_both_precisions() -> None:
+    """Q is fixed once: only sums are rounded, by less than certificates allow for."""
+    torch.manual_seed(0)
+    x = torch.rand(200, 3, 16, 16)
+    stem = EncodedStem(CenteredFlatten(x.mean(0)), *patch_encoders((3, 16, 16), 16, 64))
+    before = stem(x).detach()
+    stem.settle()
+    assert torch.allclose(stem(x), before, atol=1e-4)
+    assert not any(part.free.requires_grad for part in stem.modules() if isinstance(part, MaxMinEncoder))
+    exact = copy.deepcopy(stem).double()
+    error = (exact(x.double()) - stem(x)).norm(dim=1)
+    assert (error < 0.5 * POINT_ROUNDING * _size(exact, x.double())).all()
+    again = EncodedStem(CenteredFlatten(x.mean(0)), *patch_encoders((3, 16, 16), 16, 64))
+    again.settle()
+    again.load_state_dict(stem.state_dict())
+    assert torch.equal(again(x), stem(x))

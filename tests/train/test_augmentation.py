@@ -44,3 +44,18 @@ def test_rotation_is_in_radians_also_where_sides_differ() -> None:
     across_along_column = (came_from[:, 1, -1, 0] - came_from[:, 1, 0, 0]) / 3
     for slope, most in ((down_along_row, 0.1), (across_along_column, 0.2)):
         assert 0.8 * most < slope.abs().max() <= most + 1e-3
+
+
+def test_only_a_share_is_deformed_and_mirrored() -> None:
+    x = torch.rand(4000, 1, 6, 6, generator=seeded(0))
+    moved = Deformations(share=0.25)(x, seeded(6))
+    assert abs(float((moved != x).flatten(1).any(1).double().mean()) - 0.25) < 0.05
+    turned = Deformations(share=0.0, mirrored=0.5)(x, seeded(6))
+    kept, flipped = (turned == x).flatten(1).all(1), (turned == x.flip(3)).flatten(1).all(1)
+    assert (kept | flipped).all()
+    assert abs(float(flipped.double().mean()) - 0.5) < 0.05
+
+
+def test_photographs_are_mirrored_and_digits_not() -> None:
+    assert Deformations.usual(torch.rand(3, 3, 8, 8)).mirrored > 0
+    assert Deformations.usual(torch.rand(3, 1, 8, 8)).mirrored == 0

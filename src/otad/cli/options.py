@@ -19,6 +19,7 @@ __all__ = [
     "DataDir",
     "Debug",
     "Device",
+    "Encoder",
     "Index",
     "Interpolation",
     "Label",
@@ -60,6 +61,13 @@ class Retrieval(StrEnum):
     EUCLIDEAN = "euclidean"
     LEARNED = "learned"
     ROBUST = "robust"
+
+
+class Encoder(StrEnum):
+    """What is trained below cells."""
+
+    DENSE = "dense"
+    PATCHES = "patches"
 
 
 class Refinement(StrEnum):

@@ -14,6 +14,7 @@ from otad.cli.options import (
     DataDir,
     Debug,
     Device,
+    Encoder,
     Interpolation,
     Norm,
     Quiet,
@@ -121,6 +122,10 @@ def train(
     refinement: Annotated[
         Refinement, typer.Option("--refinement", help="What is trained for --target-radius: cells suit --backbone mlp.")
     ] = Refinement.CELLS,
+    encoder: Annotated[
+        Encoder | None,
+        typer.Option("--encoder", help="Orthogonal layers below the cells, trained along.", show_default="none"),
+    ] = None,
     deform: Annotated[
         bool,
         typer.Option("--deform/--no-deform", help="Deform images a little for --target-radius: digits, not clothes."),
@@ -160,6 +165,7 @@ def train(
     settings |= {k: v for k, v in chosen.items() if v is not None}
     if target_radius is not None:
         settings |= {"refinement": str(refinement), "deform": deform}
+        settings |= {} if encoder is None else {"encoder": str(encoder)}
     options = {
         "--out": out,
         "--interpolation": interpolation,
@@ -168,6 +174,7 @@ def train(
         "--network-problems": network_problems,
         "--target-radius": target_radius,
         "--refinement": None if target_radius is None else refinement,
+        "--encoder": encoder,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

@@ -22,6 +22,7 @@ ALLOWED = {
     "branch": (None, "lower", "upper", "mean"),
     "infeasible": ("relax", "raise"),
     "refinement": ("cells", "potential"),
+    "encoder": (None, "dense", "patches"),
     "retrieval": ("euclidean", "learned", "robust"),
     "device": (None, "cpu", "cuda"),
 }
@@ -115,7 +116,9 @@ def _check_retrieval(parameters: Parameters) -> None:
 
 
 def _check_target_radius(parameters: Parameters) -> None:
-    radius = parameters["target_radius"]
+    radius, encoder = parameters["target_radius"], parameters["encoder"]
+    if encoder is not None and (radius is None or parameters["refinement"] != "cells"):
+        raise ValueError("encoder belongs to target_radius with refinement='cells'; leave it out, or give these")
     if radius is None:
         return
     if not 0 < radius < math.inf:

@@ -1,6 +1,7 @@
-"""Refinement: pieces on an orthogonal encoder of their own, trained for a certified radius."""
+"""Refinement: pieces, on an encoder of their own or not, trained for a certified radius."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 from otad.cip import BrenierPotential, PowerDiagram
 from otad.defense import OTAD, CellInterpolation, GlobalInterpolation, identity_head
 from otad.fitting.parameters import Parameters
-from otad.nn import Backbone, EncodedStem, MaxMinEncoder
+from otad.nn import Backbone, EncodedStem, MaxMinEncoder, dense_encoders, patch_encoders
 from otad.storage import SavedClassifier
 from otad.train import Deformations, LearnedDiagram, anchored_potential, refine, refine_diagram
 from otad.transport import TransportMap
 
-__all__ = ["Refined", "fit_refined", "restored_refined", "spread", "usual_cells"]
+__all__ = ["Refined", "encoded", "fit_refined", "restored_refined", "spread", "usual_cells"]
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
 TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
+ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.0  # of a class, on an encoder
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
@@ -31,7 +33,7 @@ class Refined:
     """What was learned in place of an interpolated map, and what it stands between.
 
     Attributes:
-        stem: inputs to points: the backbone's stem, and of a potential the encoder on it.
+        stem: inputs to points: the backbone's stem, and the encoder on it where there is one.
         learned: a potential, to be evaluated by its lower branch, or a power diagram.
         head: features, or scores, to logits.
         pieces: points of the transport map that the pieces started from.
@@ -50,10 +52,10 @@ class Refined:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What to save beside a potential and the pieces, by name."""
+        found = {"encoders": self.stem.encoders.state_dict()} if isinstance(self.stem, EncodedStem) else {}
         if isinstance(self.learned, PowerDiagram):
-            return {"diagram": self.learned.state_dict()}
-        assert isinstance(self.stem, EncodedStem)
-        return {"encoders": self.stem.encoders.state_dict(), "head": self.head.state_dict()}
+            return found | {"diagram": self.learned.state_dict()}
+        return found | {"head": self.head.state_dict()}
 
 
 def fit_refined(
@@ -67,7 +69,7 @@ def fit_refined(
     """Train on all samples, the encoder along with the pieces, which start at some of the samples.
 
     Args:
-        parameters: of `OTADClassifier`: target_radius, refinement and deform.
+        parameters: of `OTADClassifier`: target_radius, refinement, encoder and deform.
         backbone: trained.
         transport: read off it.
         inputs: training samples; images are deformed while training.
@@ -77,23 +79,23 @@ def fit_refined(
     Returns:
         the parts, and what was reached: facts "before" and "after", one dict per epoch in "history".
     """
-    radius, kind = float(parameters["target_radius"]), parameters["refinement"]
-    images = inputs.ndim == 4
-    few = max(TABLE_CELLS * backbone.head.out_features, len(labels) // TABLE_SHARE)
-    most = usual_cells(len(labels)) if images else few
+    radius, kind, encoder = float(parameters["target_radius"]), parameters["refinement"], parameters["encoder"]
+    images, classes = inputs.ndim == 4, backbone.head.out_features
+    few = max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
+    most = ENCODED_CELLS * classes if encoder else usual_cells(len(labels)) if images else few
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
-        stem, head = _untrained(kind, backbone, transport)
+        stem, head = _untrained(kind, encoder, backbone, inputs.shape[1:])
         pieces = spread(transport.y, PIECES if kind == "potential" else most)
     with torch.no_grad():
         points = stem(inputs[transport.samples[pieces]])
     deformed = images and parameters["deform"]
     options = {"target_radius": radius, "augment": Deformations() if deformed else None, **training}
     if kind == "cells":
-        box = (0.0, 1.0) if images else None
+        box = (0.0, 1.0) if images and not encoder else None
         options["augment"] = Deformations.usual(inputs) if deformed else None
-        if not images:
-            options["temperature"] = TABLE_TEMPERATURE
+        if encoder or not images:
+            options["temperature"] = ENCODED_TEMPERATURE if encoder else TABLE_TEMPERATURE
         found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
@@ -108,27 +110,41 @@ def restored_refined(backbone: Backbone, saved: SavedClassifier) -> Refined | No
     """What was saved, None where nothing was refined; torch draws the weights that it is first filled with."""
     if saved.pieces is None:
         return None
-    if saved.potential is None:
-        stem, head = _untrained("cells", backbone, saved.transport)
-        parts = saved.modules["diagram"]
-        diagram = PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"])
-        expected = (len(saved.pieces), saved.transport.x.shape[1])
-        if diagram.slopes.shape != expected or diagram.n_classes != head.out_features:
-            raise ValueError("the diagram does not fit the other parts")
-        return Refined(stem, diagram, head, saved.pieces)
-    stem, head = _untrained("potential", backbone, saved.transport)
-    assert isinstance(stem, EncodedStem)
-    stem.encoders.load_state_dict(saved.modules["encoders"])
-    head.load_state_dict(saved.modules["head"])
-    return Refined(stem, saved.potential, head, saved.pieces)
+    kind, shape = "cells" if saved.potential is None else "potential", saved.learned["input_shape"]
+    stem, head = _untrained(kind, saved.parameters.get("encoder"), backbone, shape)
+    if isinstance(stem, EncodedStem):
+        stem.settle()
+        stem.encoders.load_state_dict(saved.modules["encoders"])
+    if saved.potential is not None:
+        head.load_state_dict(saved.modules["head"])
+        return Refined(stem, saved.potential, head, saved.pieces)
+    parts = saved.modules["diagram"]
+    diagram = PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"])
+    expected = (len(saved.pieces), _dimension(stem, shape))
+    if diagram.slopes.shape != expected or diagram.n_classes != head.out_features:
+        raise ValueError("the diagram does not fit the other parts")
+    return Refined(stem, diagram, head, saved.pieces)
 
 
-def _untrained(kind: str, backbone: Backbone, transport: TransportMap) -> tuple[nn.Module, nn.Linear]:
-    """For cells the backbone's stem and the identity; else with an encoder and orthonormal rows, not to be trained."""
-    d, classes = transport.x.shape[1], backbone.head.out_features
-    width = min(ENCODED, max(2, d - d % 2))
+def encoded(stem: nn.Module, encoder: str, shape: Sequence[int]) -> EncodedStem:
+    """A stem of inputs of this shape, and on it the encoder "dense" or "patches" (images), not trained."""
+    if encoder == "patches":
+        c, height, width = shape
+        return EncodedStem(stem, *patch_encoders((c, height, width)))
+    return EncodedStem(stem, *dense_encoders(math.prod(shape)))
+
+
+def _dimension(stem: nn.Module, shape: Sequence[int]) -> int:
+    with torch.no_grad():
+        return stem(torch.zeros(1, *shape)).shape[1]
+
+
+def _untrained(kind: str, encoder: str | None, backbone: Backbone, shape: Sequence[int]) -> tuple[nn.Module, nn.Linear]:
+    """Stem and head: of cells the identity as head; of a potential orthonormal rows, not to be trained."""
+    d, classes = _dimension(backbone.stem, shape), backbone.head.out_features
     if kind == "cells":
-        return backbone.stem, identity_head(classes)
+        return backbone.stem if encoder is None else encoded(backbone.stem, encoder, shape), identity_head(classes)
+    width = min(ENCODED, max(2, d - d % 2))
     head = nn.Linear(width, classes).requires_grad_(False)
     nn.init.zeros_(head.bias)
     nn.init.orthogonal_(head.weight)

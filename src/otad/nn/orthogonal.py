@@ -1,10 +1,14 @@
-"""1-Lipschitz encoder under a potential: a linear layer with orthonormal rows, then MaxMin."""
+"""1-Lipschitz encoders under potentials and cells: linear layers with orthonormal rows, each followed by MaxMin."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["EncodedStem", "MaxMinEncoder"]
+__all__ = ["EncodedStem", "MaxMinEncoder", "dense_encoders", "patch_encoders"]
+
+SIDE = 2  # pixels of a patch, each way
+LEAST_SIDE = 4  # of the image after the last halving
+LAYERS = {1: 3, 2: 2}  # that keep the scale, by how often the image is halved
 
 
 class MaxMinEncoder(nn.Module):
@@ -30,11 +34,23 @@ class MaxMinEncoder(nn.Module):
         self.wide = width > d
         self.free = nn.Parameter(torch.randn(tall, narrow) / tall**0.5)
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("settled", None)
+
+    def settle(self) -> None:
+        """Keep Q as it is, to be trained no more: the same numbers in every precision, and no inverse at every call."""
+        if self.settled is None:
+            free = self.free.detach()
+            self.settled = self._orthonormal(free.double()).to(free)
+            self.free.requires_grad_(False)
 
     @property
     def weight(self) -> Float[Tensor, "width d"]:
-        """Q: of free = (U, V), A = U - U' + V'V, it is ((I + A)^-1 (I - A), -2 V (I + A)^-1)'."""
-        U, V = self.free.split([self.free.shape[1], len(self.free) - self.free.shape[1]])
+        """Q."""
+        return self._orthonormal(self.free) if self.settled is None else self.settled
+
+    def _orthonormal(self, free: Float[Tensor, "tall narrow"]) -> Float[Tensor, "width d"]:
+        """Of free = (U, V), A = U - U' + V'V, it is ((I + A)^-1 (I - A), -2 V (I + A)^-1)'."""
+        U, V = free.split([free.shape[1], len(free) - free.shape[1]])
         A = U - U.T + V.T @ V
         identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
         inverse = torch.linalg.inv(identity + A)
@@ -52,15 +68,97 @@ class MaxMinEncoder(nn.Module):
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
 
 
+class PatchEncoder(nn.Module):
+    """x -> MaxMin(Q x + b) on each patch of 2 x 2 pixels, with the same Q and b.
+
+    The image is moved by a pixel down and right first, and what leaves comes in again, so that patches overlap those of
+    the layer before and not each other: as a map of images it has the Lipschitz constant of Q.
+
+    Args:
+        image: height, width (both even) and channels of its points (batch, height * width * channels).
+        width: units of a patch; even.
+        halve: each patch becomes a pixel of `width` channels; else its units become its pixels again, `width` / 4
+            channels each.
+        move: by a pixel down and right first, what leaves comes in again; so that patches overlap those of the layer
+            before.
+
+    Source: orthogonal convolutions from patches, as in Li et al., NeurIPS 2019, arXiv 1911.00937.
+    """
+
+    def __init__(self, image: tuple[int, int, int], width: int, *, halve: bool = False) -> None:
+        super().__init__()
+        self.image, self.halve = image, halve
+        self.encoder = MaxMinEncoder(SIDE * SIDE * image[2], width)
+
+    @property
+    def lipschitz(self) -> float:
+        return self.encoder.lipschitz
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch units"]:
+        pixels = x.unflatten(1, self.image).roll((1, 1), (1, 2))
+        patches = pixels.unflatten(2, (-1, SIDE)).unflatten(1, (-1, SIDE)).transpose(2, 3).contiguous()
+        units = self.encoder(patches.flatten(3).flatten(0, 2)).unflatten(0, patches.shape[:3])
+        if not self.halve:
+            units = units.unflatten(3, (SIDE, SIDE, -1)).transpose(2, 3)
+        return units.flatten(1)
+
+
+class ChannelsLast(nn.Module):
+    """Points of images (channels, height, width) to those of (height, width, channels); an isometry."""
+
+    lipschitz = 1.0
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return x.unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
+
+
+def dense_encoders(d: int, layers: int = 3, units: int = 256) -> list[nn.Module]:
+    """Of points in R^d: orthogonal layers of so many units, of fewer where d is less than half of that.
+
+    Args:
+        d: of the points.
+        layers: one after the other.
+        units: of each.
+    """
+    width = min(units, 2 * max(1, d))
+    return [MaxMinEncoder(d if layer == 0 else width, width) for layer in range(layers)]
+
+
+def patch_encoders(shape: tuple[int, int, int], channels: int = 32, units: int = 256) -> list[nn.Module]:
+    """Of images: orthogonal layers on patches, at every scale while both sides can be halved, then one on all of it.
+
+    Each halving makes four times as many channels (twice as many the last time).
+
+    Args:
+        shape: channels, height, width.
+        channels: after the first halving; even.
+        units: of the last layer.
+    """
+    c, height, width = shape
+    encoders: list[nn.Module] = [ChannelsLast(c)]
+    scale = 0
+    while height % SIDE == width % SIDE == 0 and min(height, width) > LEAST_SIDE:
+        image = height, width, c
+        encoders += [PatchEncoder(image, SIDE * SIDE * c) for _ in range(LAYERS.get(scale, 0))]
+        wide = channels if scale == 0 else 4 * c if min(height, width) > 2 * LEAST_SIDE else 2 * c
+        encoders.append(PatchEncoder(image, wide, halve=True))
+        c, height, width, scale = wide, height // SIDE, width // SIDE, scale + 1
+    return [*encoders, MaxMinEncoder(c * height * width, units)]
+
+
 class EncodedStem(nn.Module):
     """A stem and encoders on it: inputs to points, with a Lipschitz constant.
 
     Args:
         stem: inputs to points, with `stem.lipschitz`.
-        encoders: one after the other.
+        encoders: one after the other; each takes and gives (batch, d), with its Lipschitz constant.
     """
 
-    def __init__(self, stem: nn.Module, *encoders: MaxMinEncoder) -> None:
+    def __init__(self, stem: nn.Module, *encoders: nn.Module) -> None:
         super().__init__()
         self.stem, self.encoders = stem, nn.ModuleList(encoders)
 
@@ -71,6 +169,12 @@ class EncodedStem(nn.Module):
         for encoder in self.encoders:
             constant *= float(encoder.lipschitz)  # type: ignore[arg-type]
         return constant
+
+    def settle(self) -> None:
+        """See `MaxMinEncoder.settle`."""
+        for part in self.encoders.modules():
+            if isinstance(part, MaxMinEncoder):
+                part.settle()
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch d"]:
         return self.encoded(self.stem(x))

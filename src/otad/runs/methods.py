@@ -18,7 +18,7 @@ from otad.certificate import Certificate, certify
 from otad.data.splits import stratified_split, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
 from otad.estimator import OTADClassifier
-from otad.fitting import spread, usual_cells
+from otad.fitting import encoded, spread, usual_cells
 from otad.nn import BACKBONES, CenteredFlatten
 from otad.runs.opponents import relatives, retrieval_space
 from otad.train import Deformations, LearnedDiagram, imitate, refine_diagram, usual_epochs
@@ -51,27 +51,36 @@ class Cells(NamedTuple):
 
     Attributes:
         pieces: of a class in the mean; None: as many as `usual_cells` in all.
-        deformed: whether images are.
+        deformed: share of the images that are deformed while training.
         reach: of the loss, times the threat's radius.
         temperature: of the loss, see `refine_diagram`.
+        encoder: below the pieces: "dense", "patches" or None, as `OTADClassifier` names them.
     """
 
     pieces: int | None
-    deformed: bool
+    deformed: float
     reach: float
     temperature: float
+    encoder: str | None = None
 
 
-# Likewise. Few pieces and a high temperature learn less by heart, which small tables need.
-CELLS_OF_IMAGES = (Cells(None, False, 1.0, 0.16), Cells(None, True, 1.0, 0.16), Cells(50, True, 1.0, 0.16))
+# Likewise. Few pieces and a high temperature learn less by heart, which small tables need; pieces of photographs want
+# an encoder below them, while those of grey images live by the box, which an encoder does not keep.
+CELLS_OF_GREY_IMAGES = (
+    Cells(None, 0.0, 1.0, 0.16),
+    Cells(None, 1.0, 1.0, 0.16),
+    Cells(None, 0.5, 1.0, 0.16),
+    Cells(50, 1.0, 1.0, 0.16),
+)
+CELLS_OF_PHOTOGRAPHS = (Cells(1, 1.0, 1.7, 1.0, "patches"), Cells(1, 1.0, 1.7, 1.0, "dense"))
 CELLS_OF_TABLES = (
-    Cells(30, False, 1.6, 0.5),
-    Cells(10, False, 1.0, 0.5),
-    Cells(4, False, 1.6, 0.25),
-    Cells(10, False, 1.6, 0.5),
-    Cells(4, False, 1.0, 0.25),
-    Cells(100, False, 1.0, 0.25),
-    Cells(None, False, 1.0, 0.16),
+    Cells(30, 0.0, 1.6, 0.5),
+    Cells(10, 0.0, 1.0, 0.5),
+    Cells(4, 0.0, 1.6, 0.25),
+    Cells(10, 0.0, 1.6, 0.5),
+    Cells(4, 0.0, 1.0, 0.25),
+    Cells(100, 0.0, 1.0, 0.25),
+    Cells(None, 0.0, 1.0, 0.16),
 )
 VALIDATION_SHARE = 0.2
 TIMED = 32  # samples certified to learn the time of it
@@ -194,12 +203,12 @@ def fit_cells(
 ) -> Fitted:
     """A power diagram trained for its certificate at the threat's radius, within a budget of training time.
 
-    One epoch over some samples tells the time of training. Then each of `CELLS_OF_IMAGES` or `CELLS_OF_TABLES` is
-    trained on four fifths of the training samples, for a fifth of the usual epochs or for more where that takes less
-    than a quarter of the budget for all, and certified on the rest (at most 1,000); the one with the largest mean of
-    the certified radius, up to the threat's and 0 for wrong labels, is taken. The last ones are not tried where they
-    would not leave the time of the usual epochs, or half of the budget, for the final training. Images are certified
-    for perturbations that stay images.
+    One epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
+    fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
+    the budget for all, and certified on the rest (at most 1,000); the one with the largest mean of the certified
+    radius, up to the threat's and 0 for wrong labels, is taken. The last ones are not tried where they would not leave
+    the time of the usual epochs, or half of the budget, for the final training. Images are certified for perturbations
+    that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -210,17 +219,20 @@ def fit_cells(
         progress: show progress bars.
     """
     deadline, classes = time.perf_counter() + 60 * minutes, int(y.max()) + 1
-    candidates = CELLS_OF_IMAGES if x.ndim == 4 else CELLS_OF_TABLES
+    candidates = _cells_for(x)
 
     def trained(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
         inputs, labels = x[rows], y[rows]
-        stem = CenteredFlatten(inputs.mean(0))
+        stem: nn.Module = CenteredFlatten(inputs.mean(0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            stem = encoded(stem, tried.encoder, inputs.shape[1:]) if tried.encoder else stem
             pieces = spread(labels, usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes)
-        start = LearnedDiagram(stem(inputs[pieces]), labels[pieces])
-        augment = Deformations.usual(x) if tried.deformed else None
-        options = {"epochs": epochs, "augment": augment, "box": threat.box, "seed": seed, "progress": progress}
+        with torch.no_grad():
+            start = LearnedDiagram(stem(inputs[pieces]), labels[pieces])
+        augment = Deformations.usual(x, tried.deformed) if tried.deformed else None
+        box = None if tried.encoder else threat.box
+        options = {"epochs": epochs, "augment": augment, "box": box, "seed": seed, "progress": progress}
         options |= {"target_radius": tried.reach * threat.eps, "temperature": tried.temperature}
         found = refine_diagram(start, stem, inputs, labels, **options)
         module = OTAD(stem, CellInterpolation(found.diagram), identity_head(classes))
@@ -235,7 +247,7 @@ def fit_cells(
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    most = Cells(None, x.ndim == 4, 1.0, 0.16)
+    most = max(candidates, key=lambda tried: (tried.encoder or "", tried.pieces is None, tried.deformed))
     epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
@@ -262,6 +274,13 @@ def fit_cells(
     facts["validation"] = [tried._asdict() | {"mean_radius": score} for tried, score in scores.items()]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
     return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)
+
+
+def _cells_for(x: Tensor) -> tuple[Cells, ...]:
+    """Settings to choose among, by the kind of data."""
+    if x.ndim != 4:
+        return CELLS_OF_TABLES
+    return CELLS_OF_GREY_IMAGES if x.shape[1] == 1 else CELLS_OF_PHOTOGRAPHS
 
 
 def _seconds_to_imitate(trial: OTADClassifier, seed: int) -> float:

@@ -24,20 +24,25 @@ class Deformations:
         rotation: radians, at most; also the shear.
         stretch: share, at most, of each side.
         bend: standard deviation of the control points' moves, in pixels.
+        share: of the images, at most 1; the others stay as sharp as they are.
+        mirrored: share of all images that are turned left to right.
     """
 
     shift: float = 0.7
     rotation: float = 0.08
     stretch: float = 0.06
     bend: float = 0.3
+    share: float = 1.0
+    mirrored: float = 0.0
 
     @classmethod
-    def usual(cls, images: Float[Tensor, "n channels height width"]) -> Self:
-        """For cells trained on images: larger ones where there are few, of which more is learned by heart."""
+    def usual(cls, images: Float[Tensor, "n channels height width"], share: float = 1.0) -> Self:
+        """For cells: larger ones for few images, of which more is learned by heart; those in colour mirrored, too."""
         pixels = min(1.0, min(images.shape[2:]) / SIDE)
+        mirrored = 0.5 if images.shape[1] == 3 else 0.0
         if len(images) < MANY:
-            return cls(shift=pixels, rotation=0.12, stretch=0.08, bend=0.4 * pixels)
-        return cls(shift=0.5 * pixels, rotation=0.05, stretch=0.04, bend=0.2 * pixels)
+            return cls(pixels, 0.12, 0.08, 0.4 * pixels, share, mirrored)
+        return cls(0.5 * pixels, 0.05, 0.04, 0.2 * pixels, share, mirrored)
 
     def __call__(
         self, images: Float[Tensor, "n channels height width"], draws: torch.Generator
@@ -48,6 +53,12 @@ class Deformations:
             images: in any range whose black is 0.
             draws: generator of the random numbers, on the CPU.
         """
+        if self.mirrored:
+            images = _some(self.mirrored, images.flip(3), images, draws)
+        moved = self._moved(images, draws)
+        return moved if self.share >= 1 else _some(self.share, moved, images, draws)
+
+    def _moved(self, images: Tensor, draws: torch.Generator) -> Tensor:
         n, _, height, width = images.shape
         half = torch.tensor([width / 2, height / 2])  # pixels in half a side, which `grid_sample` counts as 1
 
@@ -65,3 +76,9 @@ class Deformations:
         moves = functional.interpolate(moves, size=(height, width), mode="bicubic", align_corners=True)
         grid = (grid + moves.permute(0, 2, 3, 1)).to(images)
         return functional.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+
+
+def _some(share: float, these: Tensor, others: Tensor, draws: torch.Generator) -> Tensor:
+    """Each image from `these` with that probability, else from `others`."""
+    chosen = torch.rand(len(these), generator=draws).to(these) < share
+    return torch.where(chosen[:, None, None, None], these, others)

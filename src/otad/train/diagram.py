@@ -19,11 +19,11 @@ BEYOND = 1.25  # times the target radius: what the loss asks for, so that unseen
 RATE = 2.0  # of the sites, times the squared target radius, which makes steps as long as the target radius is
 WEIGHTS = 2.0  # their rate, times that of the sites and the squared target radius: they are squared lengths
 MOMENTUM = 0.9
+ENCODED_RATE, BETAS = 3e-3, (0.9, 0.99)  # of Adam, where an encoder is trained along
 PULL = 4.0  # samples at the usual distance whose gradients a site takes in at most at a step
 BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
 FEW = 4  # pieces of a sample's class that may keep the others away
-NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
 TINY = 1e-12
 
@@ -57,6 +57,7 @@ class LearnedDiagram(nn.Module):
     Args:
         points: the sites to start from, shape (n, d), at least one of each class.
         classes: of the sites, which they keep, shape (n,).
+        nearest: other classes that the loss looks at, at most: high temperatures want all of them.
 
     Raises:
         ValueError: a class without points.
@@ -66,8 +67,9 @@ class LearnedDiagram(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"]) -> None:
+    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], nearest: int = 4) -> None:
         super().__init__()
+        self.nearest = nearest
         self.counts = torch.bincount(classes).tolist()
         if 0 in self.counts:
             raise ValueError("every class 0, 1, .. needs at least one point")
@@ -139,7 +141,7 @@ class LearnedDiagram(nn.Module):
             nearest.append((least.values, start + least.indices))
             start += part.shape[1]
         values, other = (torch.stack(parts, 1) for parts in zip(*nearest, strict=True))
-        near = values.topk(min(NEAREST, len(self.counts) - 1), dim=1, largest=False).indices
+        near = values.topk(min(self.nearest, len(self.counts) - 1), dim=1, largest=False).indices
         return best.gather(1, first[:, None]).squeeze(1), other.gather(1, near)
 
 
@@ -195,7 +197,8 @@ def refine_diagram(
     """Move the pieces of a power diagram until the samples lie the target radius away from cells of other classes.
 
     Minimises the cross entropy of the classes with the distances of `LearnedDiagram` as margins, each less than 1.25
-    target radii being paid for, by gradient descent with Nesterov's momentum, in place.
+    target radii being paid for, in place: by gradient descent with Nesterov's momentum, or by Adam where the stem has
+    parameters to be trained along.
 
     Args:
         diagram: trained in place and left on the CPU, as is the stem.
@@ -205,7 +208,8 @@ def refine_diagram(
         target_radius: L2 radius, in units of the inputs, to be certified at.
         epochs: passes over the data; None takes `usual_epochs`.
         batch_size: samples a step, per process.
-        learning_rate: the largest of the schedule, in squared units of the points; None takes 2 squared target radii.
+        learning_rate: the largest of the schedule; None takes 2 squared target radii (it is in squared units of the
+            points), and 3e-3 for Adam.
         temperature: of the cross entropy, in target radii; higher ones learn less by heart, for large radii.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
             against; the stem must be a translation, `CenteredFlatten`.
@@ -228,16 +232,12 @@ def refine_diagram(
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
     if not (target_radius > 0 and temperature > 0):
         raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [diagram.sites, *stem.parameters()]},
-            {"params": [diagram.weights], "share": WEIGHTS * target_radius**2},
-        ],
-        momentum=MOMENTUM,
-        nesterov=True,
-    )
-    most = PULL / (temperature * target_radius * min(batch_size, max(1, len(inputs))))
-    optimizer.register_step_pre_hook(lambda *_: _shorten(diagram.sites, most))
+    encoding = [parameter for parameter in stem.parameters() if parameter.requires_grad]
+    if encoding:
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([*diagram.parameters(), *encoding], betas=BETAS)
+        usual = ENCODED_RATE
+    else:
+        optimizer, usual = _descent(diagram, target_radius, temperature, min(batch_size, max(1, len(inputs))))
     before, after, history = refined(
         "diagram",
         nn.ModuleDict({"diagram": diagram, "stem": stem}),
@@ -248,7 +248,7 @@ def refine_diagram(
         settings={"temperature": temperature, "box": None if box is None else list(box)},
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=RATE * target_radius**2 if learning_rate is None else learning_rate,
+        learning_rate=usual if learning_rate is None else learning_rate,
         augment=augment,
         seed=seed,
         checkpoint=checkpoint,
@@ -258,6 +258,18 @@ def refine_diagram(
         progress=progress,
     )
     return DiagramRefinement(diagram.fixed(), before, after, history)
+
+
+def _descent(
+    diagram: LearnedDiagram, target_radius: float, temperature: float, batch_size: int
+) -> tuple[torch.optim.Optimizer, float]:
+    """The optimizer of pieces alone, and its usual rate."""
+    share = WEIGHTS * target_radius**2
+    groups = [{"params": [diagram.sites]}, {"params": [diagram.weights], "share": share}]
+    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
+    most = PULL / (temperature * target_radius * batch_size)
+    optimizer.register_step_pre_hook(lambda *_: _shorten(diagram.sites, most))
+    return optimizer, RATE * target_radius**2
 
 
 def _shorten(sites: nn.Parameter, most: float) -> None:
