@@ -329,7 +329,7 @@ def test_cells_on_an_encoder_are_certified_attacked_and_saved(
 def test_an_encoder_belongs_to_cells(digits: tuple[np.ndarray, np.ndarray]) -> None:
     for settings in ({"encoder": "dense"}, {"encoder": "dense", "target_radius": 0.5, "refinement": "potential"}):
         with pytest.raises(ValueError, match="encoder"):
-            OTADClassifier(**settings).fit(*digits)
+            OTADClassifier(**settings).fit(*digits)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images"):
         OTADClassifier(encoder="patches", target_radius=0.5, **QUICK).fit(*digits)  # type: ignore[arg-type]
 

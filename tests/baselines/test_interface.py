@@ -23,7 +23,7 @@ def test_rivals_learn_and_are_plain_modules(name: str) -> None:
     )
     assert not any(part.training for part in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
-    assert set(model.fitted) == {"epochs", "seconds", "train_accuracy"}
+    assert set(model.fitted) >= {"epochs", "seconds", "train_accuracy"}
     assert model.fitted["train_accuracy"] > 0.95
     whole = model(x)
     assert whole.shape == (128, 2)

@@ -10,6 +10,7 @@ from torch import nn
 
 from otad.attacks import ThreatModel, apgd
 from otad.baselines import LipschitzNetwork, fit_lipschitz
+from otad.baselines.lipschitz import TEMPERATURES
 from otad.errors import MissingExtraError
 from otad.nn import CenteredFlatten
 from tests.baselines.problems import digits, two_clouds
@@ -24,7 +25,7 @@ def network(d: int, classes: int, seed: int = 0) -> LipschitzNetwork:
 @pytest.fixture(scope="module")
 def trained() -> LipschitzNetwork:
     x, y, _, _ = digits(n_train=256)
-    return fit_lipschitz(x, y, ThreatModel("l2", 0.5), minutes=60.0, epochs=4)
+    return fit_lipschitz(x, y, ThreatModel("l2", 0.5), minutes=60.0, epochs=4, temperature=0.25)
 
 
 def test_a_linear_network_is_certified_up_to_its_plane() -> None:
@@ -101,7 +102,7 @@ def test_no_attack_succeeds_within_the_radius(seed: int) -> None:
 def test_margins_are_certified_on_two_clouds() -> None:
     x, y = two_clouds()
     threat = ThreatModel("l2", 0.5)
-    certificate = fit_lipschitz(x, y, threat, minutes=60.0, epochs=15).certify(x)
+    certificate = fit_lipschitz(x, y, threat, minutes=60.0, epochs=15, temperature=0.25).certify(x)
     assert certificate.certified(0.5, y.numpy()) > 0.9
     # No sample keeps its label as far as the nearest sample that has another one.
     label = torch.as_tensor(certificate.label)
@@ -114,3 +115,14 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = two_clouds(n=8)
     with pytest.raises(MissingExtraError, match=r"otad\[rivals\]"):
         fit_lipschitz(x, y, ThreatModel("l2", 1.0), minutes=1.0)
+
+
+@pytest.mark.slow
+def test_the_temperature_with_the_largest_radius_on_held_out_samples_is_kept() -> None:
+    pytest.importorskip("deel.torchlip")
+    x, y = two_clouds()
+    fitted = fit_lipschitz(x, y, ThreatModel("l2", 0.5), minutes=60.0, epochs=6).fitted
+    radii = {float(name.rpartition(" ")[2]): r for name, r in fitted.items() if name.startswith("mean radius")}
+    assert len(radii) == len(TEMPERATURES)
+    assert all(0 <= r <= 1 for r in radii.values())
+    assert radii[fitted["temperature"]] == max(radii.values())

@@ -13,7 +13,7 @@ from otad.attacks.threat_model import ThreatModel
 from otad.errors import OTADError
 from otad.nn import Backbone, build_backbone
 
-__all__ = ["Loss", "TrainedNetwork", "accuracy", "backbone_for", "euclidean_budget", "train"]
+__all__ = ["Loss", "TrainedNetwork", "accuracy", "backbone_for", "euclidean_budget", "train", "usual_epochs"]
 
 Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -77,8 +77,7 @@ def train(
         x: training samples.
         y: their classes.
         loss: inputs, labels and a generator for its random numbers -> mean loss of a batch.
-        epochs: passes over the data, if the time allows; None takes 12, or more where that is under 500 steps, as
-            `OTADClassifier` does.
+        epochs: passes over the data, if the time allows; None takes `usual_epochs`.
         minutes: upper limit of the wall time.
         seed: of the batch order and the loss's random numbers.
         batch_size: samples a step.
@@ -96,7 +95,7 @@ def train(
         raise ValueError(f"x and y need the same number of rows, at least one; they have {len(x)} and {len(y)}")
     per_epoch = math.ceil(len(x) / batch_size)
     if epochs is None:
-        epochs = max(12, math.ceil(500 / per_epoch))
+        epochs = usual_epochs(len(x), batch_size)
     if not (epochs >= 1 and minutes > 0):
         raise ValueError(f"epochs must be at least 1 and minutes positive; got {epochs} and {minutes}")
     started = time.perf_counter()
@@ -129,6 +128,11 @@ def train(
         raise OTADError("training diverged: weights are not finite; scale the columns of x, or lower the rate")
     seconds = time.perf_counter() - started
     return {"epochs": done * epochs / steps, "seconds": seconds, "train_accuracy": accuracy(module, x, y)}
+
+
+def usual_epochs(n: int, batch_size: int = 128) -> int:
+    """Of training on n samples: 12, or more where that is under 500 steps, as `OTADClassifier` takes."""
+    return max(12, math.ceil(500 / math.ceil(n / batch_size)))
 
 
 def accuracy(module: nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> float:

@@ -5,7 +5,7 @@ import numpy as np
 from otad.data.parts import shown
 from otad.errors import DataError
 
-__all__ = ["stratified_split", "stratified_subset"]
+__all__ = ["held_out", "stratified_split", "stratified_subset"]
 
 
 def stratified_split(y: np.ndarray, test_share: float, seed: int, where: str) -> np.ndarray:
@@ -71,3 +71,20 @@ def _allot(counts: np.ndarray, n: int, lower: np.ndarray, upper: np.ndarray) -> 
     while allotted.sum() > n:
         allotted[np.argmin(np.where(allotted > lower, ideal - allotted, np.inf))] -= 1
     return allotted
+
+
+def held_out(y: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A share of every class of at least two samples, to choose settings on.
+
+    Args:
+        y: class indices, shape (n,).
+        share: between 0 and 1.
+        seed: of the random choice.
+
+    Returns:
+        boolean array, shape (n,).
+    """
+    divisible = np.flatnonzero(np.bincount(y)[y] > 1)
+    held = np.zeros(len(y), dtype=bool)
+    held[divisible] = stratified_split(y[divisible], share, seed, "training samples")
+    return held

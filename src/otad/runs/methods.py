@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
 from otad.baselines import BASELINES, NearestNeighbor
 from otad.certificate import Certificate, certify
-from otad.data.splits import stratified_split, stratified_subset
+from otad.data.splits import held_out, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
 from otad.estimator import OTADClassifier
 from otad.fitting import encoded, spread, usual_cells
@@ -254,13 +254,13 @@ def fit_cells(
     brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (len(candidates) * epoch))))
     latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
     chosen, scores, longest, seconds = candidates[0], {}, brief * epoch, {}
-    held_out = torch.from_numpy(_held_out(y.numpy(), seed))
-    measured = every[held_out]
+    held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed))
+    measured = every[held]
     measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
     for tried in candidates:
         if (began := time.perf_counter()) + longest < latest:
-            module, facts = trained(every[~held_out], tried, brief)
-            seconds[tried] = facts["seconds"] / brief * len(y) / int((~held_out).sum())
+            module, facts = trained(every[~held], tried, brief)
+            seconds[tried] = facts["seconds"] / brief * len(y) / int((~held).sum())
             certificate = certify(module, x[measured], box=threat.box)
             right = certificate.label == y[measured].numpy()
             scores[tried] = float((right * certificate.radius.clip(max=threat.eps)).mean())
@@ -296,21 +296,12 @@ def _score(
     x: np.ndarray, y: np.ndarray, eps: float, usual: int, candidate: Candidate, seed: int, common: Mapping[str, Any]
 ) -> tuple[float, float]:
     """Certified and clean accuracy on held-out training samples."""
-    held_out = _held_out(y, seed)
+    held = held_out(y, VALIDATION_SHARE, seed)
     clf = OTADClassifier(epochs=usual * candidate.longer, alpha=candidate.alpha, margin=candidate.margin, **common).fit(
-        x[~held_out], y[~held_out]
+        x[~held], y[~held]
     )
-    certificate = clf.certify(x[held_out])
-    return certificate.certified(eps, y[held_out]), float(np.mean(certificate.label == y[held_out]))
-
-
-def _held_out(y: np.ndarray, seed: int) -> np.ndarray:
-    """A fifth of every class with at least two samples, bool (n,)."""
-    counts = np.bincount(y)
-    divisible = np.flatnonzero(counts[y] > 1)
-    held_out = np.zeros(len(y), dtype=bool)
-    held_out[divisible] = stratified_split(y[divisible], VALIDATION_SHARE, seed, "training samples")
-    return held_out
+    certificate = clf.certify(x[held])
+    return certificate.certified(eps, y[held]), float(np.mean(certificate.label == y[held]))
 
 
 def _rival(fit: Callable[..., nn.Module]) -> Fit:
