@@ -96,7 +96,8 @@ def fit_refined(
         options["augment"] = Deformations.usual(inputs) if deformed else None
         if encoder or not images:
             options["temperature"] = ENCODED_TEMPERATURE if encoder else TABLE_TEMPERATURE
-        found = refine_diagram(LearnedDiagram(points, transport.y[pieces]), stem, inputs, labels, box=box, **options)
+        start = LearnedDiagram(points, transport.y[pieces], encoded=encoder is not None)
+        found = refine_diagram(start, stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
         start = anchored_potential(points, transport.y[pieces], head, ANCHORS * radius)

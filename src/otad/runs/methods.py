@@ -51,14 +51,14 @@ class Cells(NamedTuple):
 
     Attributes:
         pieces: of a class in the mean; None: as many as `usual_cells` in all.
-        deformed: share of the images that are deformed while training.
+        deformed: how images are while training: "usual" or "gentle", as `Deformations` names them, or None.
         reach: of the loss, times the threat's radius.
         temperature: of the loss, see `refine_diagram`.
         encoder: below the pieces: "dense", "patches" or None, as `OTADClassifier` names them.
     """
 
     pieces: int | None
-    deformed: float
+    deformed: str | None
     reach: float
     temperature: float
     encoder: str | None = None
@@ -67,20 +67,20 @@ class Cells(NamedTuple):
 # Likewise. Few pieces and a high temperature learn less by heart, which small tables need; pieces of photographs want
 # an encoder below them, while those of grey images live by the box, which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
-    Cells(None, 0.0, 1.0, 0.16),
-    Cells(None, 1.0, 1.0, 0.16),
-    Cells(None, 0.5, 1.0, 0.16),
-    Cells(50, 1.0, 1.0, 0.16),
+    Cells(None, None, 1.0, 0.16),
+    Cells(None, "usual", 1.0, 0.16),
+    Cells(None, "gentle", 1.0, 0.16),
+    Cells(50, "usual", 1.0, 0.16),
 )
-CELLS_OF_PHOTOGRAPHS = (Cells(1, 1.0, 1.7, 1.0, "patches"), Cells(1, 1.0, 1.7, 1.0, "dense"))
+CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 3.0, "patches"), Cells(1, "usual", 1.7, 3.0, "dense"))
 CELLS_OF_TABLES = (
-    Cells(30, 0.0, 1.6, 0.5),
-    Cells(10, 0.0, 1.0, 0.5),
-    Cells(4, 0.0, 1.6, 0.25),
-    Cells(10, 0.0, 1.6, 0.5),
-    Cells(4, 0.0, 1.0, 0.25),
-    Cells(100, 0.0, 1.0, 0.25),
-    Cells(None, 0.0, 1.0, 0.16),
+    Cells(30, None, 1.6, 0.5),
+    Cells(10, None, 1.0, 0.5),
+    Cells(4, None, 1.6, 0.25),
+    Cells(10, None, 1.6, 0.5),
+    Cells(4, None, 1.0, 0.25),
+    Cells(100, None, 1.0, 0.25),
+    Cells(None, None, 1.0, 0.16),
 )
 VALIDATION_SHARE = 0.2
 TIMED = 32  # samples certified to learn the time of it
@@ -229,8 +229,8 @@ def fit_cells(
             stem = encoded(stem, tried.encoder, inputs.shape[1:]) if tried.encoder else stem
             pieces = spread(labels, usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes)
         with torch.no_grad():
-            start = LearnedDiagram(stem(inputs[pieces]), labels[pieces])
-        augment = Deformations.usual(x, tried.deformed) if tried.deformed else None
+            start = LearnedDiagram(stem(inputs[pieces]), labels[pieces], encoded=tried.encoder is not None)
+        augment = getattr(Deformations, tried.deformed)(x) if tried.deformed else None
         box = None if tried.encoder else threat.box
         options = {"epochs": epochs, "augment": augment, "box": box, "seed": seed, "progress": progress}
         options |= {"target_radius": tried.reach * threat.eps, "temperature": tried.temperature}
@@ -247,7 +247,7 @@ def fit_cells(
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    most = max(candidates, key=lambda tried: (tried.encoder or "", tried.pieces is None, tried.deformed))
+    most = max(candidates, key=lambda tried: (tried.encoder or "", tried.pieces is None, tried.deformed or ""))
     epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()

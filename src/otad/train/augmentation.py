@@ -36,13 +36,19 @@ class Deformations:
     mirrored: float = 0.0
 
     @classmethod
-    def usual(cls, images: Float[Tensor, "n channels height width"], share: float = 1.0) -> Self:
+    def usual(cls, images: Float[Tensor, "n channels height width"]) -> Self:
         """For cells: larger ones for few images, of which more is learned by heart; those in colour mirrored, too."""
         pixels = min(1.0, min(images.shape[2:]) / SIDE)
         mirrored = 0.5 if images.shape[1] == 3 else 0.0
         if len(images) < MANY:
-            return cls(pixels, 0.12, 0.08, 0.4 * pixels, share, mirrored)
-        return cls(0.5 * pixels, 0.05, 0.04, 0.2 * pixels, share, mirrored)
+            return cls(pixels, 0.12, 0.08, 0.4 * pixels, mirrored=mirrored)
+        return cls(0.5 * pixels, 0.05, 0.04, 0.2 * pixels, mirrored=mirrored)
+
+    @classmethod
+    def gentle(cls, images: Float[Tensor, "n channels height width"]) -> Self:
+        """For images that live by details which moving by parts of a pixel blurs: small ones, of half of the images."""
+        pixels = min(1.0, min(images.shape[2:]) / SIDE)
+        return cls(0.5 * pixels, 0.03, 0.02, 0.1 * pixels, share=0.5, mirrored=cls.usual(images).mirrored)
 
     def __call__(
         self, images: Float[Tensor, "n channels height width"], draws: torch.Generator

@@ -24,6 +24,7 @@ PULL = 4.0  # samples at the usual distance whose gradients a site takes in at m
 BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
 FEW = 4  # pieces of a sample's class that may keep the others away
+NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
 TINY = 1e-12
 
@@ -57,7 +58,9 @@ class LearnedDiagram(nn.Module):
     Args:
         points: the sites to start from, shape (n, d), at least one of each class.
         classes: of the sites, which they keep, shape (n,).
-        nearest: other classes that the loss looks at, at most: high temperatures want all of them.
+        encoded: the points are those of an encoder that is trained along. Then all other classes count, not the nearest
+            four, and samples on the wrong side may come nearer by driving sites apart, which would know no end where
+            points stay.
 
     Raises:
         ValueError: a class without points.
@@ -67,9 +70,9 @@ class LearnedDiagram(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], nearest: int = 4) -> None:
+    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], encoded: bool = False) -> None:
         super().__init__()
-        self.nearest = nearest
+        self.encoded = encoded
         self.counts = torch.bincount(classes).tolist()
         if 0 in self.counts:
             raise ValueError("every class 0, 1, .. needs at least one point")
@@ -99,8 +102,7 @@ class LearnedDiagram(nn.Module):
         ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - (first + second) / 2)
         ahead = ahead + self.weights[own][:, None] - self.weights[other]
         length = apart.square().sum(2).clamp(min=TINY).sqrt()
-        # A sample on the wrong side must not come nearer by driving the sites apart.
-        distance = ahead / torch.where(ahead > 0, length, length.detach())
+        distance = ahead / (length if self.encoded else torch.where(ahead > 0, length, length.detach()))
         if box is None:
             return distance
         far = ahead.detach()
@@ -141,7 +143,8 @@ class LearnedDiagram(nn.Module):
             nearest.append((least.values, start + least.indices))
             start += part.shape[1]
         values, other = (torch.stack(parts, 1) for parts in zip(*nearest, strict=True))
-        near = values.topk(min(self.nearest, len(self.counts) - 1), dim=1, largest=False).indices
+        others = len(self.counts) - 1
+        near = values.topk(others if self.encoded else min(NEAREST, others), dim=1, largest=False).indices
         return best.gather(1, first[:, None]).squeeze(1), other.gather(1, near)
 
 
