@@ -112,6 +112,7 @@ def certify(
     if not rounding >= 0:
         raise ValueError(f"rounding is an allowance and must be at least 0; got {rounding}")
     exact = model.exact()
+    constant = float(exact.stem.lipschitz)  # type: ignore[arg-type]
     rows: list[tuple[Tensor, Tensor, np.ndarray]] = []
     with torch.no_grad():
         for part in inputs.double().split(batch_size):
@@ -128,16 +129,16 @@ def certify(
                 inside = exact.stem.box(*box) if box is not None and isinstance(exact.stem, CenteredFlatten) else None
                 reach = exact.interpolation.diagram.distance(points, label, box=inside, rounding=FLOAT32)
                 reach = torch.where(exact.interpolation.diagram.largest(points, reach) < MOST_FLOAT32, reach, 0)
-                radius = _rounded(part, _free_radius(exact.stem, part, reach))
+                radius = _rounded(part, _free_radius(exact.stem, part, reach, constant))
                 rows.append((label, radius, np.full(len(part), "cells" if inside is None else "cells-in-box", object)))
                 continue
             label, boundary = boundary_distance(exact.head, solution.value, solution.stats["feature_error"], rounding)
             if isinstance(exact.interpolation, GlobalInterpolation):
                 reach = boundary / exact.interpolation.potential.lipschitz
-                radius, kind = _free_radius(exact.stem, part, reach), np.full(len(part), "global", object)
+                radius, kind = _free_radius(exact.stem, part, reach, constant), np.full(len(part), "global", object)
             else:
                 reach = boundary / torch.maximum(solution.stats["l"].abs(), solution.stats["L"])
-                free = _free_radius(exact.stem, part, reach)
+                free = _free_radius(exact.stem, part, reach, constant)
                 where = points if coordinates is None else coordinates
                 radius, kind = _neighborhood(exact, where, solution, label, free, conditional, arguments, rounding)
             rows.append((label, _rounded(part, radius), kind))
@@ -163,17 +164,18 @@ def _rounded(inputs: Float[Tensor, "batch ..."], radius: Float[Tensor, " batch"]
 
 
 def _free_radius(
-    stem: nn.Module, inputs: Float[Tensor, "batch ..."], reach: Float[Tensor, " batch"]
+    stem: nn.Module, inputs: Float[Tensor, "batch ..."], reach: Float[Tensor, " batch"], constant: float
 ) -> Float[Tensor, " batch"]:
     """How far an input may move so that its point, in float32, moves by no more than `reach`.
 
     Far from the data points are rounded by more than features tell, which may be bounded there.
     """
-    return (reach - POINT_ROUNDING * _size(stem, inputs)).clamp(min=0) / (float(stem.lipschitz) * (1 + POINT_ROUNDING))  # type: ignore[arg-type]
+    layers = 1 + len(stem.encoders) if isinstance(stem, EncodedStem) else 1
+    return (reach - POINT_ROUNDING * _size(stem, inputs)).clamp(min=0) / (constant * (1 + layers * POINT_ROUNDING))
 
 
 def _size(stem: nn.Module, inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-    """Length of the points; with encoders the sum of what each takes and gives, as each one rounds."""
+    """Length of the points; with encoders the sum of the lengths of theirs and of the first, as each layer rounds."""
     if not isinstance(stem, EncodedStem):
         return stem(inputs).norm(dim=1)
     points, size = stem.stem(inputs), _size(stem.stem, inputs)

@@ -14,6 +14,7 @@ from otad.cip.mean_potential import MeanPotential
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
 from otad.neighbors import PointIndex, indexed
+from otad.nn import EncodedStem
 from otad.nn.cip_net import CIPNet, Imitation
 from otad.retrieval import Neighbors, Retrieval, neighborhood
 
@@ -62,6 +63,8 @@ class OTAD(nn.Module):
         # The head before the interpolation: tools, `evaluate` among them, take the precision of a module's first
         # parameter for that of its inputs, and an embedding may lie in float64.
         self.stem, self.head, self.interpolation = stem, head, interpolation
+        if isinstance(stem, EncodedStem):
+            stem.settle()
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "OTAD":

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from otad.certificate import ROUNDING, Certificate, certify
 from otad.cip import BrenierPotential, Regularity
-from otad.defense import OTAD
+from otad.defense import OTAD, CellInterpolation
 from otad.errors import DataError, OTADError
-from otad.explanation import Explanation, explain
+from otad.explanation import Explanation, explain, explain_encoded
 from otad.fitting import (
     check_parameters,
     fit_network,
@@ -38,6 +38,7 @@ from otad.fitting import (
     training_options,
     transport_of,
 )
+from otad.nn import EncodedStem
 from otad.storage import SavedClassifier, describing_damage, read_classifier, write_classifier
 from otad.transport import health
 
@@ -289,11 +290,16 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
     def explain(self, X: Any, k: int = 10) -> Explanation:
         """The k training samples with the largest weights in each feature.
 
+        Cells on an encoder are made of no samples; then the k nearest ones of the predicted class, in the points of the
+        encoder, at equal weights.
+
         Args:
             X: as in `predict`.
             k: samples to name.
         """
         inputs, samples = self._inputs(X), self.transport_.samples
+        if isinstance(self.module_.interpolation, CellInterpolation) and isinstance(self.module_.stem, EncodedStem):
+            return explain_encoded(self.module_, self.transport_, inputs, k)
         return explain(self.module_, samples if self.refined_ is None else samples[self.refined_.pieces], inputs, k)
 
     def measure_network(self, X: Any) -> dict[str, float]:

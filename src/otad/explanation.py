@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from otad.defense import OTAD
+from otad.nn import EncodedStem
+from otad.transport import TransportMap
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "explain_encoded"]
 
 AT_ONCE = 256
 
@@ -46,4 +48,28 @@ def explain(module: OTAD, samples: Int[Tensor, " points"], inputs: Float[Tensor,
         best = dense.topk(min(k, len(samples)), dim=1)
         indices.append(samples[best.indices])
         weights.append(best.values)
+    return Explanation(torch.cat(indices).numpy(), torch.cat(weights).numpy())
+
+
+def explain_encoded(module: OTAD, transport: TransportMap, inputs: Float[Tensor, "n ..."], k: int = 10) -> Explanation:
+    """The k nearest training samples of the predicted class, by the points of an encoder, all of the same weight.
+
+    Args:
+        module: on an `EncodedStem`.
+        transport: the training points, before the encoder.
+        inputs: to explain.
+        k: samples to name; all where there are fewer. Where the class has fewer the others have weight 0.
+    """
+    stem = module.stem
+    assert isinstance(stem, EncodedStem)
+    indices, weights = [], []
+    with torch.no_grad():
+        points = torch.cat([stem.encoded(part) for part in transport.x.split(AT_ONCE)])
+        for part in inputs.split(AT_ONCE):
+            other = module(part).argmax(1)[:, None] != transport.y
+            distance = torch.cdist(stem(part), points).masked_fill(other, torch.inf)
+            best = distance.topk(min(k, len(points)), dim=1, largest=False)
+            alike = best.values.isfinite().double()
+            indices.append(transport.samples[best.indices])
+            weights.append(alike / alike.sum(1, keepdim=True).clamp(min=1))
     return Explanation(torch.cat(indices).numpy(), torch.cat(weights).numpy())

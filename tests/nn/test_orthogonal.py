@@ -52,6 +52,12 @@ def test_an_odd_width_is_refused() -> None:
         MaxMinEncoder(4, 3)
 
 
+@pytest.mark.parametrize(("image", "width"), [((3, 4, 1), 8), ((4, 5, 1), 8), ((4, 4, 1), 12)])
+def test_patches_that_do_not_fit_are_refused(image: tuple[int, int, int], width: int) -> None:
+    with pytest.raises(ValueError, match="patches"):
+        PatchEncoder(image, width)
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 12), (2, 5, 5)])
 def test_patches_of_any_image_keep_the_lipschitz_constant(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
@@ -98,7 +104,7 @@ def test_a_settled_encoder_is_the_same_function_in_both_precisions() -> None:
     before = stem(x).detach()
     stem.settle()
     assert torch.allclose(stem(x), before, atol=1e-4)
-    assert not any(part.free.requires_grad for part in stem.modules() if isinstance(part, MaxMinEncoder))
+    assert not any(parameter.requires_grad for parameter in stem.parameters())
     exact = copy.deepcopy(stem).double()
     error = (exact(x.double()) - stem(x)).norm(dim=1)
     assert (error < 0.5 * POINT_ROUNDING * _size(exact, x.double())).all()

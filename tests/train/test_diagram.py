@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from otad.certificate import certify
 from otad.defense import OTAD, CellInterpolation
 from otad.errors import ModelFolderError
-from otad.nn import CenteredFlatten, MaxMinEncoder
+from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder, dense_encoders
 from otad.train import DiagramRefinement, LearnedDiagram, refine_diagram
 
 
@@ -150,12 +150,62 @@ def test_radius_and_temperature_must_be_positive(wrong: dict[str, float]) -> Non
 def test_a_box_needs_a_stem_that_keeps_it() -> None:
     x, y = digits(0, 100)
     stem = MaxMinEncoder(64, 16)
-    with torch.no_grad():
-        diagram = LearnedDiagram(stem(x), y)
+    diagram = LearnedDiagram.on_encoder(16, y)
     with pytest.raises(ValueError, match="box"):
         refine_diagram(diagram, stem, x, y, target_radius=0.3, epochs=1, box=(0.0, 1.0))
+
+
+def test_pieces_and_stem_must_belong_together() -> None:
+    x, y = digits(0, 100)
+    fixed, trainable = CenteredFlatten(x.mean(0)), MaxMinEncoder(64, 64)
+    for stem, pieces in ((fixed, LearnedDiagram.on_encoder(64, y)), (trainable, LearnedDiagram(x, y))):
+        with pytest.raises(ValueError, match="on_encoder"):
+            refine_diagram(pieces, stem, x, y, target_radius=0.3, epochs=1)
 
 
 def test_every_class_needs_a_point() -> None:
     with pytest.raises(ValueError, match="every class"):
         LearnedDiagram(torch.zeros(2, 3), torch.tensor([0, 2]))
+
+
+@pytest.mark.slow
+def test_an_encoder_is_trained_along_and_resumed(tmp_path: Path) -> None:
+    """From the first of two epochs to the same numbers, and again where the run had ended."""
+    x, y = digits(0, 300)
+    calls = 0
+
+    def interrupted(images: Tensor, draws: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # in the second epoch
+            raise KeyboardInterrupt
+        return images
+
+    def run(folder: Path) -> DiagramRefinement:
+        torch.manual_seed(0)
+        stem = EncodedStem(CenteredFlatten(x.mean(0)), *dense_encoders(64, 2, 32))
+        start = LearnedDiagram.on_encoder(32, torch.arange(10))
+        settings: dict[str, Any] = {"target_radius": 0.4, "temperature": 1.0, "epochs": 12, "augment": interrupted}
+        return refine_diagram(start, stem, x, y, checkpoint=folder, resume=True, **settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    parts, whole = run(tmp_path / "parts"), run(tmp_path / "whole")
+    assert torch.equal(parts.diagram.slopes, whole.diagram.slopes)
+    assert torch.equal(run(tmp_path / "whole").diagram.slopes, whole.diagram.slopes)
+    assert whole.after["certified"] > whole.before["certified"] + 0.2
+
+
+def test_on_an_encoder_scores_are_those_of_slopes_and_intercepts() -> None:
+    torch.manual_seed(0)
+    learned = LearnedDiagram.on_encoder(5, torch.tensor([0, 1, 1, 2]))
+    with torch.no_grad():
+        learned.weights.normal_()
+    x = torch.randn(40, 5)
+    scores = x @ learned.sites.T + learned.weights
+    y = learned.classes[scores.argmax(1)]
+    distance = learned.fixed().distance(x.double(), y)
+    assert torch.equal(learned.fixed()(x.double())[0].argmax(1), y)
+    least = learned(x, y).amin(1)
+    assert (least > 0).all()
+    assert (least <= distance + 1e-5).all()

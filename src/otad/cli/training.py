@@ -161,11 +161,15 @@ def train(
         "backbone": str(backbone),
         "retrieval": str(retrieval),
     }
-    chosen = {"alpha": alpha, "network_problems": network_problems, "target_radius": target_radius}
+    chosen = {
+        "encoder": encoder and str(encoder),
+        "alpha": alpha,
+        "network_problems": network_problems,
+        "target_radius": target_radius,
+    }
     settings |= {k: v for k, v in chosen.items() if v is not None}
     if target_radius is not None:
         settings |= {"refinement": str(refinement), "deform": deform}
-        settings |= {} if encoder is None else {"encoder": str(encoder)}
     options = {
         "--out": out,
         "--interpolation": interpolation,

@@ -4,7 +4,7 @@ from otad.fitting.backbone import restored_backbone, train_backbone, transport_o
 from otad.fitting.interpolation import interpolated, training_fit
 from otad.fitting.network import fit_network, measured_network, network_state, restored_network
 from otad.fitting.parameters import check_parameters, fixed_regularity, training_options
-from otad.fitting.refinement import encoded, fit_refined, restored_refined, spread, usual_cells
+from otad.fitting.refinement import encoded, fit_refined, restored_refined, spread, started_cells, usual_cells
 from otad.fitting.retrieval import fit_retrieval, restored_retrieval, retrieval_state
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "restored_retrieval",
     "retrieval_state",
     "spread",
+    "started_cells",
     "train_backbone",
     "training_fit",
     "training_options",

@@ -17,13 +17,13 @@ from otad.storage import SavedClassifier
 from otad.train import Deformations, LearnedDiagram, anchored_potential, refine, refine_diagram
 from otad.transport import TransportMap
 
-__all__ = ["Refined", "encoded", "fit_refined", "restored_refined", "spread", "usual_cells"]
+__all__ = ["Refined", "encoded", "fit_refined", "restored_refined", "spread", "started_cells", "usual_cells"]
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
 TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
-ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.0  # of a class, on an encoder
+ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.7  # of a class, on an encoder
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
@@ -36,7 +36,7 @@ class Refined:
         stem: inputs to points: the backbone's stem, and the encoder on it where there is one.
         learned: a potential, to be evaluated by its lower branch, or a power diagram.
         head: features, or scores, to logits.
-        pieces: points of the transport map that the pieces started from.
+        pieces: points of the transport map that the pieces started from; on an encoder only their classes did.
     """
 
     stem: nn.Module
@@ -80,27 +80,27 @@ def fit_refined(
         the parts, and what was reached: facts "before" and "after", one dict per epoch in "history".
     """
     radius, kind, encoder = float(parameters["target_radius"]), parameters["refinement"], parameters["encoder"]
-    images, classes = inputs.ndim == 4, backbone.head.out_features
-    few = max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
-    most = ENCODED_CELLS * classes if encoder else usual_cells(len(labels)) if images else few
+    images, n_classes = inputs.ndim == 4, backbone.head.out_features
+    few = max(TABLE_CELLS * n_classes, len(labels) // TABLE_SHARE)
+    most = ENCODED_CELLS * n_classes if encoder else usual_cells(len(labels)) if images else few
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
         stem, head = _untrained(kind, encoder, backbone, inputs.shape[1:])
         pieces = spread(transport.y, PIECES if kind == "potential" else most)
-    with torch.no_grad():
-        points = stem(inputs[transport.samples[pieces]])
+        first, classes = inputs[transport.samples[pieces]], transport.y[pieces]
+        cells = started_cells(stem, first, classes) if kind == "cells" else None
     deformed = images and parameters["deform"]
     options = {"target_radius": radius, "augment": Deformations() if deformed else None, **training}
-    if kind == "cells":
+    if cells is not None:
         box = (0.0, 1.0) if images and not encoder else None
         options["augment"] = Deformations.usual(inputs) if deformed else None
         if encoder or not images:
             options["temperature"] = ENCODED_TEMPERATURE if encoder else TABLE_TEMPERATURE
-        start = LearnedDiagram(points, transport.y[pieces], encoded=encoder is not None)
-        found = refine_diagram(start, stem, inputs, labels, box=box, **options)
+        found = refine_diagram(cells, stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
-        start = anchored_potential(points, transport.y[pieces], head, ANCHORS * radius)
+        with torch.no_grad():
+            start = anchored_potential(stem(first), classes, head, ANCHORS * radius)
         found = refine(start, head, stem, inputs, labels, **options)
         learned = found.potential
     history = [vars(epoch).copy() for epoch in found.history]
@@ -114,7 +114,8 @@ def restored_refined(backbone: Backbone, saved: SavedClassifier) -> Refined | No
     kind, shape = "cells" if saved.potential is None else "potential", saved.learned["input_shape"]
     stem, head = _untrained(kind, saved.parameters.get("encoder"), backbone, shape)
     if isinstance(stem, EncodedStem):
-        stem.settle()
+        if not any(name.endswith("free") for name in saved.modules["encoders"]):  # folders of before hold these
+            stem.settle()
         stem.encoders.load_state_dict(saved.modules["encoders"])
     if saved.potential is not None:
         head.load_state_dict(saved.modules["head"])
@@ -133,6 +134,15 @@ def encoded(stem: nn.Module, encoder: str, shape: Sequence[int]) -> EncodedStem:
         c, height, width = shape
         return EncodedStem(stem, *patch_encoders((c, height, width)))
     return EncodedStem(stem, *dense_encoders(math.prod(shape)))
+
+
+@torch.no_grad()
+def started_cells(stem: nn.Module, inputs: Float[Tensor, "n ..."], classes: Int[Tensor, " n"]) -> LearnedDiagram:
+    """Pieces at these samples; on an encoder, which is still to be trained, random ones of their classes."""
+    points = stem(inputs)
+    if isinstance(stem, EncodedStem):
+        return LearnedDiagram.on_encoder(points.shape[1], classes)
+    return LearnedDiagram(points, classes)
 
 
 def _dimension(stem: nn.Module, shape: Sequence[int]) -> int:

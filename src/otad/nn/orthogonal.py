@@ -7,7 +7,8 @@ from torch import Tensor, nn
 __all__ = ["EncodedStem", "MaxMinEncoder", "dense_encoders", "patch_encoders"]
 
 SIDE = 2  # pixels of a patch, each way
-LEAST_SIDE = 4  # of the image after the last halving
+LEAST_SIDE = 4  # of an image that is not halved any more
+MOST_CHANNELS = 512
 LAYERS = {1: 3, 2: 2}  # that keep the scale, by how often the image is halved
 
 
@@ -32,21 +33,27 @@ class MaxMinEncoder(nn.Module):
             raise ValueError(f"width must be even and at least 2; got {width}")
         tall, narrow = max(d, width), min(d, width)
         self.wide = width > d
-        self.free = nn.Parameter(torch.randn(tall, narrow) / tall**0.5)
+        self.free: nn.Parameter | None = nn.Parameter(torch.randn(tall, narrow) / tall**0.5)
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("settled", None)
 
     def settle(self) -> None:
-        """Keep Q as it is, to be trained no more: the same numbers in every precision, and no inverse at every call."""
-        if self.settled is None:
-            free = self.free.detach()
-            self.settled = self._orthonormal(free.double()).to(free)
-            self.free.requires_grad_(False)
+        """Keep Q as it is, the layer to be trained no more: the same numbers in every precision, no inverse at a call.
+
+        `OTAD` does so with all of its stem. Then `settled` is in the state instead of `free`.
+        """
+        if self.free is not None:
+            self.settled = self._orthonormal(self.free.detach().double()).to(self.free)
+            self.free = None
+            self.bias.requires_grad_(False)
 
     @property
     def weight(self) -> Float[Tensor, "width d"]:
         """Q."""
-        return self._orthonormal(self.free) if self.settled is None else self.settled
+        if self.free is None:
+            return self.settled
+        with torch.autocast(self.free.device.type, enabled=False):
+            return self._orthonormal(self.free)
 
     def _orthonormal(self, free: Float[Tensor, "tall narrow"]) -> Float[Tensor, "width d"]:
         """Of free = (U, V), A = U - U' + V'V, it is ((I + A)^-1 (I - A), -2 V (I + A)^-1)'."""
@@ -76,17 +83,20 @@ class PatchEncoder(nn.Module):
 
     Args:
         image: height, width (both even) and channels of its points (batch, height * width * channels).
-        width: units of a patch; even.
+        width: units of a patch; even, and a multiple of 8 where they become pixels again.
         halve: each patch becomes a pixel of `width` channels; else its units become its pixels again, `width` / 4
-            channels each.
-        move: by a pixel down and right first, what leaves comes in again; so that patches overlap those of the layer
-            before.
+            channels each, both units of a pair of MaxMin in the same pixel.
+
+    Raises:
+        ValueError: sides or width that do not fit.
 
     Source: orthogonal convolutions from patches, as in Li et al., NeurIPS 2019, arXiv 1911.00937.
     """
 
     def __init__(self, image: tuple[int, int, int], width: int, *, halve: bool = False) -> None:
         super().__init__()
+        if any(side % SIDE for side in image[:2]) or (not halve and width % (2 * SIDE**2)):
+            raise ValueError(f"patches of {SIDE} x {SIDE} pixels fit neither image {image} nor width {width}")
         self.image, self.halve = image, halve
         self.encoder = MaxMinEncoder(SIDE * SIDE * image[2], width)
 
@@ -99,7 +109,7 @@ class PatchEncoder(nn.Module):
         patches = pixels.unflatten(2, (-1, SIDE)).unflatten(1, (-1, SIDE)).transpose(2, 3).contiguous()
         units = self.encoder(patches.flatten(3).flatten(0, 2)).unflatten(0, patches.shape[:3])
         if not self.halve:
-            units = units.unflatten(3, (SIDE, SIDE, -1)).transpose(2, 3)
+            units = units.unflatten(3, (2, SIDE, SIDE, -1)).permute(0, 1, 4, 2, 5, 3, 6)
         return units.flatten(1)
 
 
@@ -129,14 +139,15 @@ def dense_encoders(d: int, layers: int = 3, units: int = 256) -> list[nn.Module]
 
 
 def patch_encoders(shape: tuple[int, int, int], channels: int = 32, units: int = 256) -> list[nn.Module]:
-    """Of images: orthogonal layers on patches, at every scale while both sides can be halved, then one on all of it.
+    """Of images: orthogonal layers on patches while both sides are even and above 4, then one on all that is left.
 
-    Each halving makes four times as many channels (twice as many the last time).
+    Each halving but the first makes up to four times as many channels, twice as many where it leaves a side of 4 or
+    less, and never more than 512.
 
     Args:
         shape: channels, height, width.
         channels: after the first halving; even.
-        units: of the last layer.
+        units: of the last layer, at most.
     """
     c, height, width = shape
     encoders: list[nn.Module] = [ChannelsLast(c)]
@@ -144,10 +155,11 @@ def patch_encoders(shape: tuple[int, int, int], channels: int = 32, units: int =
     while height % SIDE == width % SIDE == 0 and min(height, width) > LEAST_SIDE:
         image = height, width, c
         encoders += [PatchEncoder(image, SIDE * SIDE * c) for _ in range(LAYERS.get(scale, 0))]
-        wide = channels if scale == 0 else 4 * c if min(height, width) > 2 * LEAST_SIDE else 2 * c
+        growth = 4 if min(height, width) > 2 * LEAST_SIDE else 2
+        wide = channels if scale == 0 else min(growth * c, MOST_CHANNELS)
         encoders.append(PatchEncoder(image, wide, halve=True))
         c, height, width, scale = wide, height // SIDE, width // SIDE, scale + 1
-    return [*encoders, MaxMinEncoder(c * height * width, units)]
+    return [*encoders, *dense_encoders(c * height * width, 1, units)]
 
 
 class EncodedStem(nn.Module):

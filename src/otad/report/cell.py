@@ -13,10 +13,10 @@ from otad.errors import ContradictionError, DataError
 from otad.files import plain
 from otad.report.wording import radius_words
 
-__all__ = ["DETERMINISTIC", "RANDOMISED", "Cell"]
+__all__ = ["DETERMINISTIC", "IN_THE_BOX", "RANDOMISED", "Cell"]
 
 FORMAT = "otad compare cell, version 1"
-DETERMINISTIC, RANDOMISED = "deterministic", "randomised"
+DETERMINISTIC, IN_THE_BOX, RANDOMISED = "deterministic", "deterministic, in the box", "randomised"
 # A randomised certificate may be wrong for a small share of the samples, by its own statement.
 TOLERATED = 0.01
 
@@ -35,7 +35,8 @@ class Cell:
         units: of the radii.
         n_train, n_test: samples trained on, and behind `clean_accuracy` and `certified_accuracy`.
         clean_accuracy: over the test samples.
-        certificate: "deterministic", "randomised" (holds with high probability), or None.
+        certificate: "deterministic", "deterministic, in the box" (for perturbations that keep to the range of the
+            inputs), "randomised" (holds with high probability), or None.
         certified_accuracy: radius -> share of the test samples correct and certified; {} without a certificate.
         correct: whether each attacked sample is classified correctly.
         survived: radius -> whether it stays so under every attack.

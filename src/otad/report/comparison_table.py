@@ -6,12 +6,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from otad.report.cell import IN_THE_BOX
 from otad.report.comparison import Comparison, Row
 from otad.report.wording import number
 
 __all__ = ["grids", "markdown", "notes", "subject", "terminal_tables"]
 
-IN_THE_BOX = ("otad-cells", "1-nn")
 DAGGER = "†"
 
 
@@ -84,10 +84,8 @@ def subject(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the tables must know."""
     found = ["certified: proven; worst case: correct under every attack of the set. The truth lies between the two."]
-    if "pixel" in comparison.units and any(row.method in IN_THE_BOX for row in comparison.rows):
-        found.append(
-            f"{' and '.join(IN_THE_BOX)} on images: certified for perturbations that stay images, as attacks do."
-        )
+    if boxed := [row.method for row in comparison.rows if row.certificate == IN_THE_BOX]:
+        found.append(f"{' and '.join(boxed)}: certified for perturbations that stay images, as attacks do.")
     if any(row.randomised for row in comparison.rows):
         found.append(
             f"{DAGGER} a randomised certificate: it holds with high probability, for the smoothed classifier, "

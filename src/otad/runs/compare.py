@@ -19,7 +19,7 @@ from otad.attacks.threat_model import ThreatModel
 from otad.certificate import Certificate
 from otad.evaluation import evaluate
 from otad.files import refuse_file, write_json, write_text
-from otad.report.cell import DETERMINISTIC, RANDOMISED, Cell
+from otad.report.cell import DETERMINISTIC, IN_THE_BOX, RANDOMISED, Cell
 from otad.report.comparison import Comparison, compared
 from otad.report.comparison_page import comparison_page
 from otad.report.comparison_plot import comparison_plot
@@ -147,7 +147,7 @@ def _cell(
     module = fitted.module.eval()
     with _timed(seconds, "certify"):
         certificate = None if fitted.certify is None else fitted.certify(x)
-    randomised = certificate is not None and bool(np.any(np.asarray(certificate.kind) == RANDOMISED))
+    randomised = certificate is not None and _kind(certificate) == RANDOMISED
     knowledge = replace(fitted.knowledge, x_train=samples.x_train, y_train=samples.y_train)
     if knowledge.backbone is None:
         knowledge = replace(knowledge, backbone=splits.network(source, seed), own_backbone=False)
@@ -185,7 +185,7 @@ def _cell(
         n_train=len(samples.x_train),
         n_test=len(truth),
         clean_accuracy=report.clean_accuracy,
-        certificate=None if certificate is None else RANDOMISED if randomised else DETERMINISTIC,
+        certificate=None if certificate is None else _kind(certificate),
         certified_accuracy={key: float(flags.mean()) for key, flags in certified.items()},
         correct=(found.predicted == found.y)[:n],
         survived=survived,
@@ -276,3 +276,10 @@ def _write_outputs(out: Path) -> list[Comparison]:
     write_text(out / "report.html", comparison_page(comparisons, plots, importlib.metadata.version("otad")))
     write_json(out / "compare.json", {"comparisons": [one.to_dict() for one in comparisons]})
     return comparisons
+
+
+def _kind(certificate: Certificate) -> str:
+    kinds = certificate.kind.astype(str)
+    if (kinds == RANDOMISED).any():
+        return RANDOMISED
+    return IN_THE_BOX if np.char.endswith(kinds, "-in-box").any() else DETERMINISTIC

@@ -18,10 +18,10 @@ from otad.certificate import Certificate, certify
 from otad.data.splits import held_out, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
 from otad.estimator import OTADClassifier
-from otad.fitting import encoded, spread, usual_cells
+from otad.fitting import encoded, spread, started_cells, usual_cells
 from otad.nn import BACKBONES, CenteredFlatten
 from otad.runs.opponents import relatives, retrieval_space
-from otad.train import Deformations, LearnedDiagram, imitate, refine_diagram, usual_epochs
+from otad.train import Deformations, imitate, refine_diagram, usual_epochs
 
 __all__ = ["METHODS", "Fit", "Fitted", "fit_cells", "fit_otad", "method_named"]
 
@@ -72,7 +72,7 @@ CELLS_OF_GREY_IMAGES = (
     Cells(None, "gentle", 1.0, 0.16),
     Cells(50, "usual", 1.0, 0.16),
 )
-CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 3.0, "patches"), Cells(1, "usual", 1.7, 3.0, "dense"))
+CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
     Cells(30, None, 1.6, 0.5),
     Cells(10, None, 1.0, 0.5),
@@ -80,6 +80,8 @@ CELLS_OF_TABLES = (
     Cells(10, None, 1.6, 0.5),
     Cells(4, None, 1.0, 0.25),
     Cells(100, None, 1.0, 0.25),
+    Cells(1, None, 1.6, 0.5, "dense"),
+    Cells(1, None, 1.6, 0.25, "dense"),
     Cells(None, None, 1.0, 0.16),
 )
 VALIDATION_SHARE = 0.2
@@ -228,8 +230,7 @@ def fit_cells(
             torch.manual_seed(seed)
             stem = encoded(stem, tried.encoder, inputs.shape[1:]) if tried.encoder else stem
             pieces = spread(labels, usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes)
-        with torch.no_grad():
-            start = LearnedDiagram(stem(inputs[pieces]), labels[pieces], encoded=tried.encoder is not None)
+            start = started_cells(stem, inputs[pieces], labels[pieces])
         augment = getattr(Deformations, tried.deformed)(x) if tried.deformed else None
         box = None if tried.encoder else threat.box
         options = {"epochs": epochs, "augment": augment, "box": box, "seed": seed, "progress": progress}
@@ -247,7 +248,7 @@ def fit_cells(
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    most = max(candidates, key=lambda tried: (tried.encoder or "", tried.pieces is None, tried.deformed or ""))
+    most = max(candidates, key=lambda tried: (tried.encoder == "patches", tried.pieces is None, tried.deformed or ""))
     epoch = trained(some, most, 1)[1]["seconds"] / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
@@ -257,7 +258,7 @@ def fit_cells(
     held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed))
     measured = every[held]
     measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
-    for tried in candidates:
+    for tried in candidates if len(candidates) > 1 else ():
         if (began := time.perf_counter()) + longest < latest:
             module, facts = trained(every[~held], tried, brief)
             seconds[tried] = facts["seconds"] / brief * len(y) / int((~held).sum())

@@ -94,7 +94,7 @@ def explanation_rows(clf: OTADClassifier, card: DataCard, x: np.ndarray, k: int)
     transport = clf.transport_
     position = {sample: i for i, sample in enumerate(transport.samples.tolist())}
     with torch.no_grad():
-        point = clf.module_.stem(torch.as_tensor(x))[0]
+        point = clf.backbone_.stem(torch.as_tensor(x))[0]
     rows = []
     for sample, weight in zip(explanation.indices[0].tolist(), explanation.weights[0].tolist()):
         if weight > 1e-9:
@@ -108,7 +108,7 @@ def explanation_rows(clf: OTADClassifier, card: DataCard, x: np.ndarray, k: int)
 def training_inputs(clf: OTADClassifier) -> np.ndarray:
     """The training points of the transport map as inputs, (n, ...)."""
     with torch.no_grad():
-        return clf.module_.stem.inverse(clf.transport_.x).cpu().numpy()  # type: ignore[operator]
+        return clf.backbone_.stem.inverse(clf.transport_.x).cpu().numpy()  # type: ignore[operator]
 
 
 def _knowledge(clf: OTADClassifier) -> AttackerKnowledge:

@@ -17,7 +17,7 @@ SIDE = 28  # pixels of an image that moves by whole pixels do not tear apart
 
 @dataclass(frozen=True)
 class Deformations:
-    """Shift, rotate, shear, stretch and bend every image a little; what comes in from outside is black.
+    """Shift, rotate, shear, stretch and bend images a little; what comes in from outside is black, or a reflection.
 
     Attributes:
         shift: pixels, at most, each way.
@@ -25,7 +25,8 @@ class Deformations:
         stretch: share, at most, of each side.
         bend: standard deviation of the control points' moves, in pixels.
         share: of the images, at most 1; the others stay as sharp as they are.
-        mirrored: share of all images that are turned left to right.
+        mirrored: share of all images that are turned left to right; where it is not 0 they are taken for photographs,
+            which go on beyond their sides as their reflection.
     """
 
     shift: float = 0.7
@@ -81,7 +82,8 @@ class Deformations:
         moves = self.bend * torch.randn(n, 2, BUMPS, BUMPS, generator=draws) / half[:, None, None]
         moves = functional.interpolate(moves, size=(height, width), mode="bicubic", align_corners=True)
         grid = (grid + moves.permute(0, 2, 3, 1)).to(images)
-        return functional.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+        outside = "reflection" if self.mirrored else "zeros"
+        return functional.grid_sample(images, grid, align_corners=False, padding_mode=outside)
 
 
 def _some(share: float, these: Tensor, others: Tensor, draws: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ ENCODED_RATE, BETAS = 3e-3, (0.9, 0.99)  # of Adam, where an encoder is trained 
 PULL = 4.0  # samples at the usual distance whose gradients a site takes in at most at a step
 BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
+SLOPES = 0.1  # each coordinate's standard deviation at first, on an encoder
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
@@ -58,9 +60,7 @@ class LearnedDiagram(nn.Module):
     Args:
         points: the sites to start from, shape (n, d), at least one of each class.
         classes: of the sites, which they keep, shape (n,).
-        encoded: the points are those of an encoder that is trained along. Then all other classes count, not the nearest
-            four, and samples on the wrong side may come nearer by driving sites apart, which would know no end where
-            points stay.
+        encoded: see `on_encoder`.
 
     Raises:
         ValueError: a class without points.
@@ -70,7 +70,7 @@ class LearnedDiagram(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], encoded: bool = False) -> None:
+    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], *, encoded: bool = False) -> None:
         super().__init__()
         self.encoded = encoded
         self.counts = torch.bincount(classes).tolist()
@@ -80,6 +80,19 @@ class LearnedDiagram(nn.Module):
         self.register_buffer("classes", classes[order])
         self.sites = nn.Parameter(points.detach()[order].clone())
         self.weights = nn.Parameter(torch.zeros_like(self.sites[:, 0]))
+
+    @classmethod
+    def on_encoder(cls, d: int, classes: Int[Tensor, " n"]) -> Self:
+        """Small random slopes p_i and intercepts w_i, scores <p_i, x> + w_i, to be trained along with an encoder.
+
+        Then all other classes count, not the nearest four, and a sample on the wrong side may come nearer by driving
+        pieces apart, which would know no end where points stay as they are.
+
+        Args:
+            d: of the encoder's points; torch draws the slopes.
+            classes: of the pieces, at least one of each class.
+        """
+        return cls(SLOPES * torch.randn(len(classes), d), classes, encoded=True)
 
     def forward(
         self, x: Float[Tensor, "batch d"], y: Int[Tensor, " batch"], box: Box | None = None
@@ -99,7 +112,8 @@ class LearnedDiagram(nn.Module):
         own, other = self._chosen(x.detach(), y)
         first, second = self.sites[own][:, None], nn.functional.embedding(other, self.sites)
         apart = first - second
-        ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - (first + second) / 2)
+        middle = 0 if self.encoded else (first + second) / 2
+        ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - middle)
         ahead = ahead + self.weights[own][:, None] - self.weights[other]
         length = apart.square().sum(2).clamp(min=TINY).sqrt()
         distance = ahead / (length if self.encoded else torch.where(ahead > 0, length, length.detach()))
@@ -114,8 +128,8 @@ class LearnedDiagram(nn.Module):
 
     def fixed(self) -> PowerDiagram:
         """The same pieces, evaluated in float64 and with proofs."""
-        sites = self.sites.detach().double()
-        return PowerDiagram(sites, self.weights.detach() - sites.square().sum(1) / 2, self.classes)
+        slopes, intercepts = self.sites.detach().double(), self.weights.detach().double()
+        return PowerDiagram(slopes, intercepts - (0 if self.encoded else slopes.square().sum(1) / 2), self.classes)
 
     @torch.no_grad()
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
@@ -125,7 +139,7 @@ class LearnedDiagram(nn.Module):
         """
         coarse = self.sites.to(_coarse(x.device))
         squares = self.sites.square().sum(1)
-        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + (self.weights - squares / 2)
+        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self.weights - (0 if self.encoded else squares / 2)
         mine = self.classes == y[:, None]
         few = min(FEW, max(self.counts))
         best = scores.masked_fill(~mine, -torch.inf).topk(few, dim=1).indices
@@ -205,7 +219,7 @@ def refine_diagram(
 
     Args:
         diagram: trained in place and left on the CPU, as is the stem.
-        stem: inputs to points, with its Lipschitz constant; trained along where it has parameters.
+        stem: inputs to points, with its Lipschitz constant; trained along where it has parameters that are not frozen.
         inputs: training inputs.
         y: class indices.
         target_radius: L2 radius, in units of the inputs, to be certified at.
@@ -225,8 +239,8 @@ def refine_diagram(
         progress: show a bar.
 
     Raises:
-        ValueError: target_radius, temperature or epochs not positive, inputs and y of different lengths, or a box that
-            the stem does not keep.
+        ValueError: target_radius, temperature or epochs not positive, inputs and y of different lengths, a box that
+            the stem does not keep, or a diagram for another kind of stem.
         OTADError: training diverged.
 
     Source: the distances bound those of the exact certificate (`PowerDiagram.distance`); for nearest prototypes see
@@ -236,6 +250,8 @@ def refine_diagram(
     if not (target_radius > 0 and temperature > 0):
         raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
     encoding = [parameter for parameter in stem.parameters() if parameter.requires_grad]
+    if bool(encoding) != diagram.encoded:
+        raise ValueError("a stem to be trained along goes with LearnedDiagram.on_encoder, and one that stays without")
     if encoding:
         optimizer: torch.optim.Optimizer = torch.optim.Adam([*diagram.parameters(), *encoding], betas=BETAS)
         usual = ENCODED_RATE

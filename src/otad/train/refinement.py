@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from otad.errors import OTADError
-from otad.nn import MaxMinEncoder
 from otad.train.loop import Augment, EpochRow, digest, train
 
 __all__ = ["Objective", "RefinementEpoch", "refined"]
@@ -71,7 +70,7 @@ def refined(
     mixed_precision: str,
     **options: Any,
 ) -> tuple[dict[str, float], dict[str, float], list[RefinementEpoch]]:
-    """Train the model in place, leave it on the CPU, its encoders settled; what was reached before and after; history.
+    """Train the model in place, leave it on the CPU; what was reached before and after, and the history.
 
     Args:
         name: of the checkpoint and the bar.
@@ -122,9 +121,6 @@ def refined(
     )
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise OTADError("refinement diverged: parameters are not finite; scale the columns of x, or lower the rate")
-    for part in model.modules():
-        if isinstance(part, MaxMinEncoder):
-            part.settle()
     after = _reached(objective, inputs, y, engine)
     model.to("cpu")
     return before, after, history
