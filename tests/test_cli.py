@@ -296,9 +296,14 @@ def test_predict_writes_csv(run: Run, trained: Path, tmp_path: Path) -> None:
     assert len(list(csv.DictReader(io.StringIO(run("predict", trained, "digits", "--part", "all")[1])))) == 1797
 
 
-@pytest.mark.parametrize("refinement", ["cells", "potential"])
-def test_a_potential_is_refined_certified_attacked_and_loaded(run: Run, tmp_path: Path, refinement: str) -> None:
-    words = ["--refinement", refinement]
+@pytest.mark.parametrize(
+    ("refinement", "options"),
+    [("cells", []), ("cells", ["--encoder", "dense"]), ("cells", ["--encoder", "patches"]), ("potential", [])],
+)
+def test_a_potential_is_refined_certified_attacked_and_loaded(
+    run: Run, tmp_path: Path, refinement: str, options: list[str]
+) -> None:
+    words = ["--refinement", refinement, *options]
     words += ["--n-train", "200", "--n-test", "40", "--epochs", "4", "--device", "cpu", "--quiet"]
     words += ["--radii", "0.5", "--attacks", "lines", "--n-attack", "10", "--target-radius", "0.5"]
     code, out, err = run("train", "digits", "--out", tmp_path / "run", *words)
@@ -319,9 +324,16 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(run: Run, tmp_path
     rows = list(csv.DictReader(io.StringIO(run("predict", tmp_path / "run", "digits", "--quiet")[1])))
     right = np.mean([row["predicted"] == row["label"] for row in rows])
     assert right == pytest.approx(metrics["clean_accuracy"])
+    attacked = ["--attacks", "lines", "--eps", "0.5", "--n", "10", "--out", tmp_path / "attack", "--quiet"]
+    code, _, err = run("attack", tmp_path / "run", "digits", *attacked)
+    assert code == 0, err
+    code, _, err = run("explain", tmp_path / "run", "digits", "--index", "3")
+    assert code == 0, err
 
 
-@pytest.mark.parametrize("words", [["--target-radius", "0"], ["--target-radius", "1", "--interpolation", "network"]])
+@pytest.mark.parametrize(
+    "words", [["--target-radius", "0"], ["--encoder", "dense"], ["--target-radius", "1", "--interpolation", "network"]]
+)
 def test_a_target_radius_that_cannot_be_is_refused(run: Run, tmp_path: Path, words: list[str]) -> None:
     assert "target_radius" in one_line(*run("train", "digits", "--out", tmp_path / "run", *TINY, *words))
 
