@@ -110,7 +110,8 @@ class LearnedDiagram(nn.Module):
         """
         x = x if box is None else x.detach()
         own, other = self._chosen(x.detach(), y)
-        first, second = self.sites[own][:, None], nn.functional.embedding(other, self.sites)
+        # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads.
+        first, second = nn.functional.embedding(own[:, None], self.sites), nn.functional.embedding(other, self.sites)
         apart = first - second
         middle = 0 if self.encoded else (first + second) / 2
         ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - middle)
