@@ -22,6 +22,7 @@ __all__ = ["run"]
 
 SEED, TEST_DIGITS = 0, 2000
 SMALL_SEEDS = 3  # of pbmc68k, whose test part is 140 cells
+LONG = 100  # epochs
 WITHOUT: dict[str, Any] = {"alpha": 0.0, "margin": 0.0}
 COLUMNS = (
     "data",
@@ -57,24 +58,27 @@ def run(quick: bool = False) -> Benchmark:
 
 
 def _rows(quick: bool) -> Iterator[tuple[object, ...]]:
-    for source, backbone, seed in _cases(quick):
-        row = _row(source, backbone, seed)
+    for source, backbone, seed, *epochs in _cases(quick):
+        row = _row(source, backbone, seed, *epochs)
         print("  ".join(f"{column} {value}" for column, value in zip(COLUMNS, row, strict=True)), flush=True)
         yield row
 
 
-def _cases(quick: bool) -> list[tuple[Dataset, str, int]]:
+def _cases(quick: bool) -> list[tuple[Any, ...]]:
+    """Data, backbone, seed, and epochs where they are not the usual ones."""
     if quick or not os.environ.get("OTAD_DATA"):
         digits = load("mnist-5k", n_train=1000 if quick else 4000, n_test=TEST_DIGITS // 2, seed=SEED)
         return [(digits, backbone, SEED) for backbone in BACKBONES]
     digits = load("mnist", n_train=10_000, n_test=TEST_DIGITS, seed=SEED)
     cells = [(load("pbmc68k", seed=seed), "mlp", seed) for seed in range(SMALL_SEEDS)]
-    cells.append((load("pancreas", seed=SEED), "mlp", SEED))
-    return [(digits, backbone, SEED) for backbone in BACKBONES] + cells
+    pancreas = load("pancreas", seed=SEED)  # of which the usual epochs are few
+    several = [(pancreas, "mlp", SEED), (pancreas, "mlp", SEED, LONG)]
+    return [(digits, backbone, SEED) for backbone in BACKBONES] + cells + several
 
 
-def _row(data: Dataset, backbone: str, seed: int) -> tuple[object, ...]:
-    without, with_ = (_trained(data, backbone, seed, settings) for settings in (WITHOUT, {}))
+def _row(data: Dataset, backbone: str, seed: int, epochs: int | None = None) -> tuple[object, ...]:
+    settings = {"epochs": epochs}
+    without, with_ = (_trained(data, backbone, seed, settings | alpha) for alpha in (WITHOUT, {}))
     clean, median, monotone, seconds = zip(_facts(without, data), _facts(with_, data), strict=True)
     sizes = (len(data.x_train), len(data.x_test), len(with_.history_))
     return (data.name, seed, backbone, *sizes, *clean, *median, median[0] / median[1], *monotone, *seconds)
