@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 --module tests.cip.sharing FOLDER CASE CASE ..
 """
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -155,21 +156,28 @@ def errors(group: dist.ProcessGroup) -> dict[str, list[str]]:
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    report(folder)
+    gc.collect()  # a group that outlives its processes' store ends the interpreter
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def report(folder: Path) -> None:
+    """Write what this process found and raised."""
     rank, everyone = dist.get_rank(), dist.group.WORLD
     two = dist.new_group([0, 1])
     assert everyone is not None
     torch.set_num_threads(1)
     # Blocks as small as these data: several visits, several chunks of queries.
     shards.VISIT, pairs.CHUNK, sharded_envelope.ShardedEnvelope.rows_at_once = 2**17, 2**14, 32
-    report: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for names, group in ((PAIR, two), (ALL, everyone)):
         if isinstance(group, dist.ProcessGroup):  # the third process is not one of two
             for name in names:
-                found, report[name] = shared(CASES[name](), group)
+                found, sizes[name] = shared(CASES[name](), group)
                 save_file(found, folder / f"{name}-{rank}.safetensors")
-    report["errors"] = errors(everyone)
-    (folder / f"report-{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
+    sizes["errors"] = errors(everyone)
+    (folder / f"report-{rank}.json").write_text(json.dumps(sizes))
 
 
 if __name__ == "__main__":
