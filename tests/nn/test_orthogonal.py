@@ -15,6 +15,7 @@ from otad.nn.orthogonal import PatchEncoder
 def encoder(d: int, width: int, scale: float = 1.0) -> MaxMinEncoder:
     torch.manual_seed(0)
     found = MaxMinEncoder(d, width).double()
+    assert found.free is not None
     with torch.no_grad():
         found.free.mul_(scale)
         found.bias.normal_()
@@ -41,6 +42,7 @@ def test_lipschitz_constant_holds_and_is_attained() -> None:
 
 def test_derivatives_by_finite_differences() -> None:
     small = encoder(5, 4)
+    assert small.free is not None
     x = torch.randn(3, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda free: torch.func.functional_call(small, {"free": free}, (x,)), (small.free,), atol=1e-5

@@ -109,6 +109,7 @@ def test_an_encoder_is_trained_along() -> None:
     nn.init.orthogonal_(head.weight)
     with torch.no_grad():
         potential = anchored_potential(stem(x[:50]), y[:50], head, 0.5)
+    assert encoder.free is not None
     free = encoder.free.detach().clone()
     found = refine(potential, head, stem, x, y, target_radius=0.3, epochs=6, learning_rate=0.01)
     assert not torch.equal(encoder.free, free)
