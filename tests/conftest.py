@@ -1,9 +1,11 @@
 """Checks of shapes and types, and the places of data that no package ships."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 import tests.annotations  # noqa: F401  (the hook looks it up by name)
@@ -27,3 +29,12 @@ def data_dir() -> Path:
 def own_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test says where data lies; the variable of the shell must not decide."""
     monkeypatch.delenv("OTAD_DATA", raising=False)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """At least two threads in torch, on any machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    yield
+    torch.set_num_threads(threads)

@@ -212,7 +212,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         check_parameters(parameters)
         inputs, labels = self._training_set(X, y)
         if self.encoder == "patches" and inputs.ndim != 4:
-            raise ValueError(f"encoder='patches' needs images (n, c, h, w); X has shape {inputs.shape}; take 'dense'")
+            raise ValueError(
+                f"encoder='patches' needs images (n, c, h, w); X has shape {tuple(inputs.shape)}; take 'dense'"
+            )
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         training = training_options(parameters, self.seed_)
         self.seconds_: dict[str, float] = {}

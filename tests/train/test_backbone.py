@@ -172,18 +172,13 @@ def test_damaged_checkpoint_is_refused(digits: Data, tmp_path: Path) -> None:
         fit_backbone(network(digits[0]), *digits, epochs=1, checkpoint=tmp_path, resume=True, device="cpu")
 
 
-def test_threads_do_not_change_the_gradients_of_a_margin() -> None:
+def test_threads_do_not_change_the_gradients_of_a_margin(two_threads: None) -> None:
     """Rows of a head that many samples share take their gradients in a fixed order."""
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(2, threads))
-    try:
-        start, labels = torch.randn(3, 800), torch.arange(4096) % 3
-        found = []
-        for _ in range(6):
-            rows = start.clone().requires_grad_()
-            (row_distances(rows, labels) * torch.linspace(-1, 1, 4096)[:, None]).sum().backward()
-            found.append(rows.grad)
-    finally:
-        torch.set_num_threads(threads)
+    start, labels = torch.randn(3, 800), torch.arange(4096) % 3
+    found = []
+    for _ in range(6):
+        rows = start.clone().requires_grad_()
+        (row_distances(rows, labels) * torch.linspace(-1, 1, 4096)[:, None]).sum().backward()
+        found.append(rows.grad)
     assert all(torch.equal(found[0], again) for again in found[1:])

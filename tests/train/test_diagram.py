@@ -211,18 +211,13 @@ def test_on_an_encoder_scores_are_those_of_slopes_and_intercepts() -> None:
     assert (least <= distance + 1e-5).all()
 
 
-def test_threads_do_not_change_the_result() -> None:
+def test_threads_do_not_change_the_result(two_threads: None) -> None:
     """Gradients of pieces that many samples share are summed in a fixed order."""
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(2, threads))
-    try:
-        x, y = torch.randn(4096, 800), torch.arange(4096) % 3
-        found = []
-        for _ in range(6):
-            diagram = LearnedDiagram(x[:12], y[:12])
-            diagram(x, y).sum().backward()
-            found.append(diagram.sites.grad)
-    finally:
-        torch.set_num_threads(threads)
+    x, y = torch.randn(4096, 800), torch.arange(4096) % 3
+    found = []
+    for _ in range(6):
+        diagram = LearnedDiagram(x[:12], y[:12])
+        diagram(x, y).sum().backward()
+        found.append(diagram.sites.grad)
     assert all(torch.equal(found[0], again) for again in found[1:])

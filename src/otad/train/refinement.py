@@ -70,7 +70,7 @@ def refined(
     mixed_precision: str,
     **options: Any,
 ) -> tuple[dict[str, float], dict[str, float], list[RefinementEpoch]]:
-    """Train the model in place, leave it on the CPU; what was reached before and after, and the history.
+    """Train the model in place and leave it on the CPU; what was reached before and after, and the history.
 
     Args:
         name: of the checkpoint and the bar.
