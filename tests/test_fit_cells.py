@@ -1,11 +1,14 @@
 """otad-cells: settings chosen on held-out training samples, within a budget."""
 
+import math
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from otad.attacks.threat_model import ThreatModel
-from otad.runs.methods import CELLS_OF_TABLES, fit_cells
+from otad.runs import methods
+from otad.runs.methods import CELLS_OF_TABLES, Cells, fit_cells
 
 
 def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
@@ -14,7 +17,7 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
     fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
-    best = max(tried, key=lambda row: row["mean_radius"])
+    best = max(tried, key=lambda row: (row["rounds"], row["mean_radius"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     assert fitted.certify(x).certified(0.4, y.numpy()) == pytest.approx(fitted.facts["after"]["certified"], abs=0.1)
@@ -26,3 +29,20 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
     facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1e-6).facts
     assert facts["epochs"] == 1
     assert facts["validation"] == []
+
+
+def test_the_better_half_meets_again_on_other_samples_for_longer() -> None:
+    """Three of the five candidates after the first round, then two; an unlucky first round is made up for."""
+    truth = {Cells(pieces, None, 1.0, 1.0): float(pieces) for pieces in range(1, 6)}
+    best = max(truth, key=lambda tried: truth[tried])
+    seen = []
+
+    def score(tried: Cells, turn: int, epochs: int) -> float:
+        seen.append((turn, epochs))
+        return truth[tried] - (2.5 if turn == 0 and tried == best else 0.0)
+
+    scores = methods._rounds(tuple(truth), score, 4, 10, 0.0, math.inf)
+    assert [len(scores[tried]) for tried in truth] == [1, 1, 2, 3, 3]
+    assert scores[best] == [2.5, 5.0, 5.0]
+    assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 10)] * 2
+    assert methods._rounds(tuple(truth), score, 4, 10, 1.0, -math.inf) == {}

@@ -94,8 +94,8 @@ def test_patches_are_those_of_a_convolution() -> None:
 
 
 def test_dense_layers_fit_each_other() -> None:
-    for d in (1, 7, 900):
-        assert nn.Sequential(*dense_encoders(d, 3, 16))(torch.randn(4, d)).shape == (4, min(16, 2 * d))
+    for d, units, width in ((1, 16, 16), (7, 256, 128), (100, 256, 200), (900, 256, 256)):
+        assert nn.Sequential(*dense_encoders(d, 3, units))(torch.randn(4, d)).shape == (4, width)
 
 
 def test_a_settled_encoder_is_the_same_function_in_both_precisions() -> None:

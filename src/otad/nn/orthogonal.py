@@ -9,6 +9,7 @@ __all__ = ["EncodedStem", "MaxMinEncoder", "dense_encoders", "patch_encoders"]
 SIDE = 2  # pixels of a patch, each way
 LEAST_SIDE = 4  # of an image that is not halved any more
 MOST_CHANNELS = 512
+LEAST_UNITS = 128  # of a dense encoder, where it is to have so many
 LAYERS = {1: 3, 2: 2}  # that keep the scale, by how often the image is halved
 
 
@@ -127,14 +128,14 @@ class ChannelsLast(nn.Module):
 
 
 def dense_encoders(d: int, layers: int = 3, units: int = 256) -> list[nn.Module]:
-    """Of points in R^d: orthogonal layers of so many units, of fewer where d is less than half of that.
+    """Of points in R^d: orthogonal layers of so many units, of 2d or 128 where that is less.
 
     Args:
         d: of the points.
         layers: one after the other.
         units: of each.
     """
-    width = min(units, 2 * max(1, d))
+    width = min(units, max(LEAST_UNITS, 2 * d))
     return [MaxMinEncoder(d if layer == 0 else width, width) for layer in range(layers)]
 
 
