@@ -13,7 +13,7 @@ clf.fit(X[:1400], y[:1400])
 print("accuracy", clf.score(X[1400:], y[1400:]))
 
 certificate = clf.certify(X[1400:])  # label, L2 radius and kind of proof, one row per sample
-print("certified at 0.3:", np.mean((certificate.label == y[1400:]) & (certificate.radius >= 0.3)))
+print("certified at 0.3:", np.mean((certificate.label == y[1400:]) & (certificate.radius > 0.3)))
 
 explanation = clf.explain(X[1400:1401], k=3)  # the training samples that make up the feature
 print("made of training samples", explanation.indices[0], "with weights", explanation.weights[0].round(2))
