@@ -23,7 +23,7 @@ PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
 TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
-ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.7  # of a class, on an encoder
+ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.7  # of a class, on an encoder; of images on one
 ENCODED = 256  # units of the encoder, at most
 ANCHORS = 3.0  # length of the features that the pieces of a potential start with, in target radii
 
@@ -95,7 +95,7 @@ def fit_refined(
         box = (0.0, 1.0) if images and not encoder else None
         options["augment"] = Deformations.usual(inputs) if deformed else None
         if encoder or not images:
-            options["temperature"] = ENCODED_TEMPERATURE if encoder else TABLE_TEMPERATURE
+            options["temperature"] = ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE
         found = refine_diagram(cells, stem, inputs, labels, box=box, **options)
         learned = found.diagram
     else:
