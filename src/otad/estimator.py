@@ -106,6 +106,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         stem_, head_: of `module_`; the backbone's, unless refined.
         history_: one dict per epoch; health_: see `otad.transport.health`; seconds_: per stage.
         regularity_, lipschitz_: of the global potential (fixed bounds or None for the others).
+        seed_: drawn from `random_state`, of all that is random in fit.
+        refined_: with `target_radius`, the learned pieces and the stem below them; else None.
         refinement_: with `target_radius`, accuracy, certified accuracy and feature error on the training set "before"
             and "after", and one dict per epoch in "history"; else None.
         network_error_: how near "network" comes to the exact solutions of held-out problems, {kind of query: {figure:
