@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otad.baselines import NearestNeighbor
-from otad.cip import PowerDiagram
+from otad.cip import PowerDiagram, power_diagram
 
 
 def diagram(n: int = 30, d: int = 4, classes: int = 3, seed: int = 0) -> tuple[PowerDiagram, Tensor]:
@@ -47,6 +47,19 @@ def test_distance_is_that_of_a_conic_solver(seed: int) -> None:
     own = label(power, x)
     expected = [conic_distance(power, row.double().numpy(), int(c)) for row, c in zip(x, own, strict=True)]
     assert power.distance(x, own).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_pieces_that_are_not_looked_at_closely_still_count(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left out counts by its first bound: never beyond what a look at all of them proves."""
+    power, _ = diagram(n=200, d=3, classes=2)
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    own = label(power, x)
+    exact = power.distance(x, own)
+    monkeypatch.setattr(power_diagram, "MOST", most)
+    least = power.distance(x, own)
+    assert (least <= exact + 1e-12).all()
+    assert (least >= power.distance(x, own, closer=False)).all()
 
 
 def box_of(size: float, d: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ __all__ = ["PowerDiagram"]
 
 OWN = 32  # pieces of the label that a sample's proof combines
 FIRST = 8  # of these in the first bounds, one by one
-AT_ONCE = 16  # wrong pieces that are looked at more closely at a time
+AT_FIRST, AT_ONCE = 2, 16  # wrong pieces that are looked at more closely at a time, twice as many each time
 MOST = 1024  # of them altogether
 ROWS = 64  # samples at a time, for memory
 SCALINGS = 30
@@ -141,14 +141,16 @@ class PowerDiagram(nn.Module):
         # Wrong pieces in the order of their first bounds, until the next one is beyond the least that was proven.
         known, rest = torch.full_like(scores[:, 0], torch.inf), order.values[:, 0].clone()
         rows = torch.arange(len(scores), device=scores.device)
-        for start in range(0, min(MOST, order.indices.shape[1]), AT_ONCE):
-            here = slice(start, start + AT_ONCE)
+        most = min(MOST, order.indices.shape[1])
+        after, step = 0, AT_FIRST
+        while after < most:
+            here = slice(after, min(after + step, most))
+            after, step = here.stop, min(2 * step, AT_ONCE)
             for part in rows.split(ROWS):
                 lowest, some = order.values[part, here], error._replace(here=error.here[part])
                 planes = _Planes.between(self.slopes, scores[part], mine[part], order.indices[part, here])
                 proven = planes.proven(lowest.flatten(), some, x[part], box, closer).reshape(lowest.shape)
                 known[part] = known[part].minimum(proven.amin(1))
-            after = start + AT_ONCE
             rest[rows] = order.values[rows, after] if after < order.values.shape[1] else torch.inf
             rows = rows[(rest[rows] < known[rows]) & (known[rows] > 0)]
             if not len(rows):
