@@ -232,7 +232,8 @@ def test_sets_say_what_they_left_out() -> None:
     model, x, y = linear(classes=3, d=8, n=10)
     report = evaluate(model, x, y, [ThreatModel("l2", 0.1)], "quick", examples=False)
     retrieval = dict.fromkeys(("retrieval", "joint"), "needs embedding, x_train")
-    assert report.extra["attacks_left_out"] == {"lines": "needs x_train", "transfer": "needs backbone"} | retrieval
+    others = {"lines": "needs x_train", "nearest_cells": "needs cells", "transfer": "needs backbone"}
+    assert report.extra["attacks_left_out"] == others | retrieval
     assert report.examples is None
 
 

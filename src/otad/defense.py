@@ -14,7 +14,7 @@ from otad.cip.mean_potential import MeanPotential
 from otad.cip.potentials import potentials, smoothness_of
 from otad.errors import InfeasibleError
 from otad.neighbors import PointIndex, indexed
-from otad.nn import EncodedStem
+from otad.nn import CenteredFlatten, EncodedStem
 from otad.nn.cip_net import CIPNet, Imitation
 from otad.retrieval import Neighbors, Retrieval, neighborhood
 
@@ -98,6 +98,12 @@ class OTAD(nn.Module):
             return None
         retrieval = self.interpolation.retrieval
         return self.stem if retrieval is None else retrieval  # type: ignore[return-value]
+
+    @property
+    def cells(self) -> tuple[nn.Module, PowerDiagram] | None:
+        """The stem and the power diagram on it, where the logits are its scores and the stem is an isometry."""
+        cells = isinstance(self.interpolation, CellInterpolation) and isinstance(self.stem, CenteredFlatten)
+        return (self.stem, self.interpolation.diagram) if cells else None  # type: ignore[return-value]
 
     @property
     def lipschitz(self) -> float | None:

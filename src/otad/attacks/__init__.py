@@ -1,6 +1,7 @@
 """Attacks: pure functions from model, samples and labels to inputs that fool the model within a budget."""
 
 from otad.attacks.bpda import bpda
+from otad.attacks.cells import nearest_cells
 from otad.attacks.exact_gradient import apgd, exact_gradient
 from otad.attacks.foolbox import decision_based, minimal_norm
 from otad.attacks.lines import lines, shrink
@@ -25,6 +26,7 @@ __all__ = [
     "joint",
     "lines",
     "minimal_norm",
+    "nearest_cells",
     "noise",
     "retrieval",
     "run_attacks",

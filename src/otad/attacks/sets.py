@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from otad.attacks.bpda import bpda
+from otad.attacks.cells import nearest_cells
 from otad.attacks.exact_gradient import exact_gradient
 from otad.attacks.foolbox import decision_based, minimal_norm
 from otad.attacks.lines import lines
@@ -119,6 +120,7 @@ SOURCES = {"source": "backbone", "relatives": "relatives"}
 
 ATTACKS: dict[str, Attack] = {
     "lines": Attack(lines, takes=POINTS, needs=frozenset({"x_train"})),
+    "nearest_cells": Attack(nearest_cells, takes={"cells": "cells"}, needs=frozenset({"cells"})),
     "short_gradient": Attack(exact_gradient, takes=SMOOTHED),
     "exact_gradient": Attack(exact_gradient, takes=SMOOTHED),
     "targeted": Attack(exact_gradient, takes=SMOOTHED),
@@ -150,6 +152,7 @@ SURVIVORS: dict[str, Any] = {"only_survivors": True}
 # Short targeted runs break more than one long untargeted run at the same price.
 QUICK: dict[str, dict[str, Any]] = {
     "lines": {"neighbors": 3, "points": 2, "bisections": 0},
+    "nearest_cells": {"neighbors": 5},
     "exact_gradient": {"losses": (), "n_targets": 2, "steps": 20},
     "retrieval": {"n_targets": 2, "steps": 10, "refine_steps": 10},
     "joint": {"n_targets": 2, "steps": 10},
@@ -165,6 +168,7 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
     # Lines and a short run on every sample, also the proven ones: they test the proof. The rest on what is left.
     "standard": {
         "lines": {"neighbors": 3, "points": 3, "bisections": 4},
+        "nearest_cells": {"neighbors": 20},
         "short_gradient": {"losses": ("margin",), "steps": 20},
         "exact_gradient": {"losses": ("margin", "ce"), "steps": 100} | SURVIVORS,
         "targeted": {"losses": (), "n_targets": 3, "steps": 100} | SURVIVORS,
@@ -177,6 +181,7 @@ SETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "strong": {
         "lines": {"neighbors": 50, "points": 8},
+        "nearest_cells": {"neighbors": 50},
         "short_gradient": {"losses": ("margin",), "steps": 20},
         "exact_gradient": {"losses": ("margin", "ce", "dlr"), "steps": 300, "restarts": 5},
         "targeted": {"losses": (), "n_targets": 9, "steps": 300, "restarts": 2},

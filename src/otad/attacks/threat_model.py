@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from otad.cip import PowerDiagram
+
 __all__ = ["AttackerKnowledge", "ThreatModel"]
 
 # Projection stops this share short of the budget, so that rounding in x + delta does not carry a point
@@ -94,6 +96,8 @@ class AttackerKnowledge:
         embedding: inputs -> coordinates (batch, ...) in which the model looks up its nearest training points; None
             for a model that retrieves nothing. `evaluate` and `run_attacks` take an `OTAD` model's own, whatever is
             given here.
+        cells: an isometry from inputs to points, and the power diagram of points that decides; None for other models.
+            Taken from the model likewise.
         relatives: further sources of transfer attacks, such as the exact model that a network imitates.
         own_backbone: whether the backbone is what the model was made of; from any other network the audit does not ask
             that transfer does more harm than noise.
@@ -104,6 +108,7 @@ class AttackerKnowledge:
     backbone: nn.Module | None = None
     smoothed: Callable[[float], nn.Module] | None = None
     embedding: Callable[[Tensor], Tensor] | None = None
+    cells: tuple[nn.Module, PowerDiagram] | None = None
     relatives: tuple[nn.Module, ...] = ()
     own_backbone: bool = True
 
@@ -114,9 +119,9 @@ class AttackerKnowledge:
             raise ValueError(f"x_train has {len(self.x_train)} rows, y_train {len(self.y_train)}; they must agree")
 
     def about(self, model: nn.Module) -> "AttackerKnowledge":
-        """The same with the model's own `retrieval_space`, where it has one: no other steers its neighbours as well."""
-        space = getattr(model, "retrieval_space", None)
-        return self if space is None else replace(self, embedding=space)
+        """The same with the model's own `retrieval_space` and `cells`, where it has them."""
+        own = {"embedding": getattr(model, "retrieval_space", None), "cells": getattr(model, "cells", None)}
+        return replace(self, **{part: value for part, value in own.items() if value is not None})
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

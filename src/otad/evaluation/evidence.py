@@ -1,6 +1,6 @@
 """What the audit asks for: budgets attacked afresh, weaker attacks, distances of what was found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from otad import audit
+from otad.attacks.cells import nearest_cells
 from otad.attacks.exact_gradient import exact_gradient
 from otad.attacks.foolbox import decision_based
 from otad.attacks.gradients import is_flat, loss_and_gradient
@@ -175,11 +176,16 @@ def _fresh_attacks(
         alive[eps] = _survived(model, x_adv, y)
     shares = {eps: float(a.double().mean()) for eps, a in alive.items()}
     left = alive[large]
-    if bool(left.any()) and knowledge.x_train is not None and knowledge.y_train is not None:
-        threat = ThreatModel(first.norm, large, first.box)
-        moved = lines(model, x[left], y[left], threat, x_train=knowledge.x_train, y_train=knowledge.y_train)
-        left = left.clone()
-        left[left.nonzero().squeeze(1)] = _survived(model, moved, y[left])
+    threat = ThreatModel(first.norm, large, first.box)
+    more: list[Callable[..., Tensor]] = []
+    if knowledge.x_train is not None and knowledge.y_train is not None:
+        more.append(partial(lines, x_train=knowledge.x_train, y_train=knowledge.y_train))
+    if knowledge.cells is not None:
+        more.append(partial(nearest_cells, cells=knowledge.cells))
+    for attack in more:
+        if bool(left.any()):
+            moved = attack(model, x[left], y[left], threat)
+            left = left.masked_scatter(left, _survived(model, moved, y[left]))
     return {
         "never_rises": audit.never_rises(shares),
         "zero_at_large_eps": audit.zero_at_large_eps(float(left.double().mean()), large, first.norm),
