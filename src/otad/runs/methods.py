@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -212,11 +213,10 @@ def fit_cells(
     fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
     the budget for all, and certified on the rest (at most 1,000); its score is the mean of the certified radius, 0 for
     wrong labels and at most 1.6 times the threat's. The better half goes on to another round, with other held-out
-    samples and twice the epochs (at most the usual ones), and so on; of those of the last round the one with the best
-    mean over all rounds is taken, or, once they were trained for the usual epochs, the one with the fewest pieces that
-    the best is not ahead of by more than one standard error. What would not leave the time of the usual epochs, or half
-    of the budget, for the final training is left out: the last settings of the first round, and later rounds as a
-    whole. Images are certified for perturbations that stay images where there is no encoder.
+    samples and twice the epochs (at most the usual ones), and so on; the one with the best mean over all rounds is
+    taken. What would not leave the time of the usual epochs, or half of the budget, for the final training is left out:
+    the last settings of the first round, and later rounds as a whole. Images are certified for perturbations that stay
+    images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -262,7 +262,7 @@ def fit_cells(
     latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
 
-    def score(tried: Cells, turn: int, epochs: int) -> np.ndarray:
+    def score(tried: Cells, turn: int, epochs: int) -> float:
         held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed + turn))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
@@ -270,21 +270,17 @@ def fit_cells(
         seconds[tried] = facts["seconds"] / epochs * len(y) / int((~held).sum())
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
-        return right * certificate.radius.clip(max=COUNTED * threat.eps)
+        return float((right * certificate.radius.clip(max=COUNTED * threat.eps)).mean())
 
     scores = _rounds(candidates, score, brief, usual, brief * epoch, latest) if len(candidates) > 1 else {}
-    last = max(map(len, scores.values()), default=0)
-    scored = {tried: np.concatenate(found) for tried, found in scores.items()}
-    finalists = {tried: scored[tried] for tried, found in scores.items() if len(found) == last}
-    chosen = _few_pieces(finalists, min(usual, brief * 2 ** (last - 1)) == usual) if finalists else candidates[0]
+    chosen = max(scores, key=lambda tried: (len(scores[tried]), mean(scores[tried])), default=candidates[0])
     epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"mean_radius": float(scored[tried].mean()), "rounds": len(found)}
-        for tried, found in scores.items()
+        tried._asdict() | {"mean_radius": mean(found), "rounds": len(found)} for tried, found in scores.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
     return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)
@@ -292,23 +288,23 @@ def fit_cells(
 
 def _rounds(
     candidates: Sequence[Cells],
-    score: Callable[[Cells, int, int], np.ndarray],
+    score: Callable[[Cells, int, int], float],
     epochs: int,
     most: int,
     expected: float,
     latest: float,
-) -> dict[Cells, list[np.ndarray]]:
+) -> dict[Cells, list[float]]:
     """Scores of each candidate in the rounds that it took part in: the better half of a round goes on to the next.
 
     Args:
         candidates: in the order they are tried.
-        score: (candidate, round, epochs) -> score of each held-out sample of the round.
+        score: (candidate, round, epochs) -> score.
         epochs: of the first round; each has twice those of the one before.
         most: epochs of any round.
         expected: seconds of the first candidate.
         latest: when all must be done, by `time.perf_counter`.
     """
-    scores: dict[Cells, list[np.ndarray]] = {}
+    scores: dict[Cells, list[float]] = {}
     rivals, lasted = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}
     for turn in range(ROUNDS):
         if turn and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
@@ -318,9 +314,7 @@ def _rounds(
                 continue
             scores.setdefault(tried, []).append(score(tried, turn, epochs))
             lasted[tried] = time.perf_counter() - began
-        rivals = sorted(
-            (tried for tried in rivals if tried in scores), key=lambda tried: -np.hstack(scores[tried]).mean()
-        )
+        rivals = sorted((tried for tried in rivals if tried in scores), key=lambda tried: -mean(scores[tried]))
         rivals = rivals[: math.ceil(len(rivals) / 2)]
         if len(rivals) < 2:
             break
@@ -328,17 +322,6 @@ def _rounds(
         lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
         epochs = longer
     return scores
-
-
-def _few_pieces(scores: Mapping[Cells, np.ndarray], comparable: bool) -> Cells:
-    """The best in the mean, or, where comparable, the one of fewest pieces within a standard error of it.
-
-    The standard error is that of the difference, sample by sample.
-    """
-    best = max(scores, key=lambda tried: scores[tried].mean())
-    behind = {tried: scores[best] - found for tried, found in scores.items()}
-    near = [tried for tried, gap in behind.items() if gap.mean() <= gap.std() / len(gap) ** 0.5]
-    return min(near, key=lambda tried: (tried.pieces or math.inf, behind[tried].mean())) if comparable else best
 
 
 def _cells_for(x: Tensor) -> Sequence[Cells]:
