@@ -8,8 +8,12 @@ from torch import Tensor, nn
 import otad.certificate as certificates
 from otad.attacks import AttackerKnowledge, ThreatModel
 from otad.baselines import NearestNeighbor
+from otad.certificate import certify
+from otad.cip import PowerDiagram
+from otad.defense import OTAD, CellInterpolation, identity_head
 from otad.estimator import OTADClassifier
 from otad.evaluation import evaluate, evidence
+from otad.nn import CenteredFlatten
 from tests.attacks.known import Linear, linear
 
 FAST = {"exact_gradient": {"losses": ("margin",), "n_targets": 2, "steps": 15}}
@@ -264,3 +268,17 @@ def test_logits_that_are_not_finite_are_refused() -> None:
         model.bias[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         evaluate(model, x, y, [ThreatModel("l2", 0.1)], FAST)
+
+
+def test_the_large_budget_exceeds_what_is_certified() -> None:
+    """A sample of the other class lies deep inside the cell of the label: reaching it proves nothing."""
+    slopes = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    cells = CellInterpolation(PowerDiagram(slopes, torch.zeros(2), torch.tensor([0, 1])))
+    model = OTAD(CenteredFlatten(torch.zeros(2)), cells, identity_head(2))
+    x, y = torch.tensor([[-5.0, 0.0]]), torch.tensor([0])
+    knowledge = AttackerKnowledge(torch.tensor([[-4.0, 0.0], [-6.0, 0.0]]), torch.tensor([1, 0]))
+    threats = [ThreatModel("l2", 0.5)]
+    report = evaluate(model, x, y, threats, ["nearest_cells"], certificate=certify(model, x), knowledge=knowledge)
+    assert report.audit["zero_at_large_eps"].passed
+    alone = evaluate(model, x, y, threats, ["nearest_cells"], knowledge=knowledge)
+    assert alone.audit["zero_at_large_eps"].passed is False

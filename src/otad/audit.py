@@ -85,7 +85,7 @@ def zero_at_large_eps(accuracy: float, eps: float, norm: str = "l2") -> AuditChe
         value=float(accuracy),
         meaning=(
             f"Accuracy under attack with a budget ({norm} {eps:.3g}) that reaches samples of other "
-            "classes; above zero means that the attack, not the attacked, is weak."
+            "classes and exceeds every certificate; above zero means that the attack, not the attacked, is weak."
         ),
     )
 

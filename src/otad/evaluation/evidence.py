@@ -91,7 +91,9 @@ def gather(
     flat = is_flat(value, gradient, min(threat.eps for threat in threats))
     return checks | {
         **_attack_order(model, sample, labels, rows, threats, outcomes, knowledge, seed),
-        **_fresh_attacks(model, sample, labels, threats, knowledge, seed),
+        **_fresh_attacks(
+            model, sample, labels, threats, knowledge, certified[rows] if certified is not None else None, seed
+        ),
         **_longer_attacks(model, sample, labels, threats, knowledge, seed),
         "black_box_adds": _black_box(model, x, y, rows, threats, outcomes, certified, knowledge, seed),
         "finite_differences": audit.finite_differences(model, sample, labels, seed=seed),
@@ -162,11 +164,12 @@ def _fresh_attacks(
     y: Tensor,
     threats: Sequence[ThreatModel],
     knowledge: AttackerKnowledge,
+    certified: Tensor | None,
     seed: int,
 ) -> dict[str, AuditCheck]:
     """The first threat's norm attacked afresh at every budget, up to one where nothing may survive."""
     first = threats[0]
-    large = _large_eps(x, y, first, knowledge)
+    large = _large_eps(x, y, first, knowledge, certified)
     alive: dict[float, Tensor] = {}
     for eps in [*(threat.eps for threat in threats if threat.norm == first.norm), large]:
         threat = ThreatModel(first.norm, eps, first.box)
@@ -287,8 +290,13 @@ def _active(weights: Tensor) -> Tensor:
     return (weights > 1e-9).sum(dim=1).double()
 
 
-def _large_eps(x: Tensor, y: Tensor, threat: ThreatModel, knowledge: AttackerKnowledge) -> float:
-    """A budget that reaches training samples of other classes, or else covers the box or the spread of x."""
+def _large_eps(
+    x: Tensor, y: Tensor, threat: ThreatModel, knowledge: AttackerKnowledge, certified: Tensor | None
+) -> float:
+    """A budget that reaches training samples of other classes, or else covers the box or the spread of x.
+
+    And one within which nothing is certified: a model may be sure of its label where samples of other classes lie.
+    """
     reach = 0.0
     if knowledge.x_train is not None and knowledge.y_train is not None:
         for sample, label in zip(x, y, strict=True):
@@ -298,7 +306,9 @@ def _large_eps(x: Tensor, y: Tensor, threat: ThreatModel, knowledge: AttackerKno
     if reach == 0.0:
         width = threat.box[1] - threat.box[0] if threat.box is not None else 10 * max(float(x.std()), threat.eps)
         reach = width * (x[0].numel() ** 0.5 if threat.norm == "l2" else 1.0)
-    return 1.05 * max(reach, *[threat.eps])
+    finite = [] if certified is None else certified[certified.isfinite()].tolist()
+    proven = max(finite, default=0.0) / (1.0 if threat.norm == "l2" else x[0].numel() ** 0.5)
+    return 1.05 * max(reach, threat.eps, proven)
 
 
 def _survived(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
