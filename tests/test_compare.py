@@ -20,6 +20,7 @@ from otad.baselines import NearestNeighbor
 from otad.certificate import Certificate
 from otad.cli import main
 from otad.data import load
+from otad.data.splits import held_out
 from otad.errors import ContradictionError, DataError
 from otad.files import write_json, write_text
 from otad.report.cell import RANDOMISED, Cell
@@ -300,14 +301,23 @@ def test_the_outputs_say_the_same(finished: Path) -> None:
     assert comparison_plot(one, ("nearest",)) == comparison_plot(one, ("nearest",))
 
 
-def test_radii_follow_the_distance_between_classes() -> None:
+def test_radii_are_where_nearest_neighbors_certify_less_and_less() -> None:
     digits = load("digits", n_train=300)
     radii = radii_for(digits)
-    assert radii == sorted(radii)
+    assert radii == sorted(set(radii))
+    # The distance to the plane between the nearest sample and one of another class, by the book, without a box.
     x, y = digits.x_train.reshape(300, -1).astype(float), digits.y_train
-    halves = np.where(y[:, None] == y, np.inf, cdist(x, x)).min(axis=1) / 2
-    assert radii == pytest.approx(np.array([0.15, 0.3, 0.48]) * np.median(halves), rel=0.06)
-    doubled = replace(digits, x_train=2 * digits.x_train)
+    held = held_out(y, 0.2, 0)
+    known, classes = x[~held], y[~held]
+    own = []
+    for point, label in zip(x[held], y[held]):
+        d = ((point - known) ** 2).sum(1)
+        if classes[d.argmin()] == label:
+            i, others = np.flatnonzero(classes == label), np.flatnonzero(classes != label)
+            planes = (d[others] - d[i][:, None]) / (2 * cdist(known[i], known[others]))
+            own.append(planes.max(axis=0).min())
+    assert radii_for(replace(digits, box=None)) == pytest.approx(np.quantile(own, [0.1, 0.3, 0.5]), rel=0.06)
+    doubled = replace(digits, x_train=2 * digits.x_train, box=(0.0, 2.0))
     assert radii_for(doubled) == pytest.approx(2 * np.array(radii), rel=0.11)
     assert radii_for(replace(digits, x_train=np.zeros((300, 1, 28, 28), np.float32))) == [0.5, 1.0, 1.58]
     with pytest.raises(DataError, match="give --eps"):

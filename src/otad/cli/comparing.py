@@ -42,7 +42,7 @@ def compare(
         typer.Option(
             "--eps",
             help="L2 budgets of the attacker, separated by commas. auto: 0.5,1,1.58 for grey images of 28 x 28, else "
-            "0.15, 0.3 and 0.48 of the median half-distance to another class. Rivals trained against attacks train "
+            "where 1-NN certifies 90, 70 and 50 % of what it gets right of held-out training samples. Rivals trained against attacks train "
             "for the middle one.",
             metavar="EPS,EPS,...",
         ),
