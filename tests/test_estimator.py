@@ -326,6 +326,32 @@ def test_cells_on_an_encoder_are_certified_attacked_and_saved(
     assert loaded.training_fit() == clf.training_fit()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [None, "dense"])
+def test_cells_in_principal_components_are_saved(
+    digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, encoder: str | None
+) -> None:
+    X, y = (part[:200] for part in digits)
+    settings = QUICK | {"target_radius": 0.5, "encoder": encoder}
+    clf = OTADClassifier(components=12, **settings).fit(X, y)  # type: ignore[arg-type]
+    assert clf.certify(X).certified(0.5, y) > 0.5
+    clf.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    assert loaded.components == 12
+    np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
+    np.testing.assert_array_equal(loaded.certify(X[:50]).radius, clf.certify(X[:50]).radius)
+    assert clf.explain(X[:5], k=2).indices.shape == (5, 2)
+
+
+def test_components_belong_to_cells_of_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    for settings in ({}, {"target_radius": 0.5, "refinement": "potential"}):
+        with pytest.raises(ValueError, match="components"):
+            OTADClassifier(components=5, **settings).fit(*digits)  # type: ignore[arg-type]
+    images = digits[0].reshape(-1, 1, 8, 8)
+    with pytest.raises(ValueError, match="tables"):
+        OTADClassifier(components=5, target_radius=0.5, **QUICK).fit(images, digits[1])  # type: ignore[arg-type]
+
+
 def test_an_encoder_belongs_to_cells(digits: tuple[np.ndarray, np.ndarray]) -> None:
     for settings in ({"encoder": "dense"}, {"encoder": "dense", "target_radius": 0.5, "refinement": "potential"}):
         with pytest.raises(ValueError, match="encoder"):

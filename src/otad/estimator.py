@@ -80,6 +80,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         encoder: of cells: orthogonal layers below them, trained along: "dense", or "patches" (convolutions, of images);
             None trains the pieces on the inputs as they are, where images are certified within [0, 1]. Photographs and
             some tables want an encoder; digits and clothes do not.
+        components: of cells: train them in so many principal components of the training samples (tables); what varies
+            in no other direction than noise then costs no radius. None: in all columns.
         deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
@@ -147,6 +149,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         target_radius: float | None = None,
         refinement: str = "cells",
         encoder: str | None = None,
+        components: int | None = None,
         deform: bool = True,
         n_neighbors: int = 10,
         infeasible: str = "relax",
@@ -182,6 +185,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.target_radius = target_radius
         self.refinement = refinement
         self.encoder = encoder
+        self.components = components
         self.deform = deform
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
@@ -217,6 +221,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"encoder='patches' needs images (n, c, h, w); X has shape {tuple(inputs.shape)}; take 'dense'"
             )
+        if self.components is not None and inputs.ndim != 2:
+            raise ValueError(f"components belong to tables (n, features); X has shape {tuple(inputs.shape)}")
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         training = training_options(parameters, self.seed_)
         self.seconds_: dict[str, float] = {}

@@ -10,10 +10,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from otad.certificate import certify
-from otad.defense import OTAD, CellInterpolation
+from otad.defense import OTAD, CellInterpolation, identity_head
 from otad.errors import ModelFolderError
 from otad.nn import CenteredFlatten, EncodedStem, MaxMinEncoder, dense_encoders
 from otad.train import DiagramRefinement, LearnedDiagram, refine_diagram
+from otad.train.diagram import _Objective
 
 
 def digits(first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -136,6 +137,42 @@ def test_training_commutes_with_a_change_of_units() -> None:
     start, one = LearnedDiagram(digits(0, 60)[0] - x.mean(0), y[:60]).sites, sites(1.0)
     assert (one - start).norm() > 0.1 * start.norm()
     assert torch.allclose(sites(8.0), 8 * one, rtol=1e-3, atol=1e-3)
+
+
+def test_a_ramp_weighs_samples_by_how_far_they_are_on_the_wrong_side() -> None:
+    """The gradient of one sample is its plain one times the sigmoid, and in a pair the hopeless one is left alone."""
+    x, y = digits(0, 100)
+    stem = CenteredFlatten(x.mean(0))
+
+    def moves(rows: Tensor, wrong: Tensor, ramp: float | None) -> Tensor:
+        diagram = LearnedDiagram(stem(x[:50]), y[:50])
+        loss = _Objective(stem, diagram, 0.4, 0.2, ramp, None)(x[rows], wrong)[0]
+        loss.backward()
+        assert diagram.sites.grad is not None
+        return diagram.sites.grad
+
+    row = torch.tensor([70])
+    for label in (y[row], (y[row] + 1) % 10):
+        radius = LearnedDiagram(stem(x[:50]), y[:50])(stem(x[row]), label).amin()
+        for ramp in (0.0, 0.5, 2.0):
+            weight = torch.sigmoid((radius / 0.4 + ramp) / 0.25)
+            assert torch.allclose(moves(row, label, ramp), weight * moves(row, label, None), rtol=1e-4, atol=1e-7)
+    assert moves(row, (y[row] + 1) % 10, 0.0).norm() < 0.05 * moves(row, (y[row] + 1) % 10, None).norm()
+
+
+def test_a_ramp_gives_up_wrong_labels_and_certifies_more_of_the_right_ones() -> None:
+    draws = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    x = torch.randn(400, 6, generator=draws) + 2.0 * torch.nn.functional.one_hot(y, 6)
+    noisy = torch.where(torch.rand(400, generator=draws) < 0.2, 1 - y, y)
+    stem = CenteredFlatten(x.mean(0))
+    shares = []
+    for ramp in (None, 0.0):
+        diagram = LearnedDiagram(stem(x[:40]), noisy[:40])
+        found = refine_diagram(diagram, stem, x, noisy, target_radius=0.6, temperature=0.25, ramp=ramp, epochs=20)
+        model = OTAD(stem, CellInterpolation(found.diagram), identity_head(2))
+        shares.append(certify(model, x).certified(0.6, y.numpy()))
+    assert shares[1] > shares[0] + 0.05
 
 
 @pytest.mark.parametrize("wrong", [{"target_radius": 0.0}, {"temperature": 0.0}, {"temperature": float("nan")}])

@@ -42,8 +42,8 @@ def compare(
         typer.Option(
             "--eps",
             help="L2 budgets of the attacker, separated by commas. auto: 0.5,1,1.58 for grey images of 28 x 28, else "
-            "where 1-NN certifies 90, 70 and 50 % of what it gets right of held-out training samples. Rivals trained against attacks train "
-            "for the middle one.",
+            "where 1-NN certifies 90, 70 and 50 % of what it gets right of held-out training samples. Rivals trained "
+            "against attacks train for the middle one.",
             metavar="EPS,EPS,...",
         ),
     ] = "auto",

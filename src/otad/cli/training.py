@@ -126,6 +126,15 @@ def train(
         Encoder | None,
         typer.Option("--encoder", help="Orthogonal layers below the cells, trained along.", show_default="none"),
     ] = None,
+    components: Annotated[
+        int | None,
+        typer.Option(
+            "--components",
+            min=1,
+            help="Train the cells of a table in so many principal components, such as 50 for gene expression.",
+            show_default="all columns",
+        ),
+    ] = None,
     deform: Annotated[
         bool,
         typer.Option("--deform/--no-deform", help="Deform images a little for --target-radius: digits, not clothes."),
@@ -163,6 +172,7 @@ def train(
     }
     chosen = {
         "encoder": encoder and str(encoder),
+        "components": components,
         "alpha": alpha,
         "network_problems": network_problems,
         "target_radius": target_radius,
@@ -179,6 +189,7 @@ def train(
         "--target-radius": target_radius,
         "--refinement": None if target_radius is None else refinement,
         "--encoder": encoder,
+        "--components": components,
         "--seed": seed,
         "--radii": radii,
         "--norm": norm,

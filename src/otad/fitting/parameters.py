@@ -27,7 +27,7 @@ ALLOWED = {
     "device": (None, "cpu", "cuda"),
 }
 WHOLE = ("batch_size", "n_neighbors", "network_width", "network_layers", "network_heads", "network_problems")
-WHOLE_OR_NONE = ("epochs", "n_blocks", "embedding_epochs", "embedding_width")
+WHOLE_OR_NONE = ("components", "epochs", "n_blocks", "embedding_epochs", "embedding_width")
 AT_LEAST = {"alpha": 0, "margin": 0, "smoothness_factor": 1}
 
 
@@ -119,6 +119,8 @@ def _check_target_radius(parameters: Parameters) -> None:
     radius, encoder = parameters["target_radius"], parameters["encoder"]
     if encoder is not None and (radius is None or parameters["refinement"] != "cells"):
         raise ValueError("encoder belongs to target_radius with refinement='cells'; leave it out, or give these")
+    if parameters["components"] is not None and (radius is None or parameters["refinement"] != "cells"):
+        raise ValueError("components belong to target_radius with refinement='cells'; leave them out, or give these")
     if radius is None:
         return
     if not 0 < radius < math.inf:

@@ -1,6 +1,5 @@
 """Refinement: pieces, on an encoder of their own or not, trained for a certified radius."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 
 from otad.cip import BrenierPotential, PowerDiagram
 from otad.defense import OTAD, CellInterpolation, GlobalInterpolation, identity_head
+from otad.fitting.cells import encoded, spread, train_cells
 from otad.fitting.parameters import Parameters
-from otad.nn import Backbone, EncodedStem, MaxMinEncoder, dense_encoders, patch_encoders
+from otad.nn import Backbone, EncodedStem, MaxMinEncoder
 from otad.storage import SavedClassifier
-from otad.train import Deformations, LearnedDiagram, anchored_potential, refine, refine_diagram
+from otad.train import Deformations, DiagramRefinement, Refinement, anchored_potential, refine
 from otad.transport import TransportMap
 
-__all__ = ["Refined", "encoded", "fit_refined", "restored_refined", "spread", "started_cells", "usual_cells"]
+__all__ = ["Refined", "fit_refined", "restored_refined", "usual_cells"]
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
@@ -79,70 +79,87 @@ def fit_refined(
     Returns:
         the parts, and what was reached: facts "before" and "after", one dict per epoch in "history".
     """
-    radius, kind, encoder = float(parameters["target_radius"]), parameters["refinement"], parameters["encoder"]
-    images, n_classes = inputs.ndim == 4, backbone.head.out_features
-    few = max(TABLE_CELLS * n_classes, len(labels) // TABLE_SHARE)
-    most = ENCODED_CELLS * n_classes if encoder else usual_cells(len(labels)) if images else few
+    cells = parameters["refinement"] == "cells"
+    fit = _fit_cells if cells else _fit_potential
+    refined, found = fit(parameters, backbone, transport, inputs, labels, training)
+    history = [vars(epoch).copy() for epoch in found.history]
+    return refined, {"before": found.before, "after": found.after, "history": history}
+
+
+def _fit_cells(
+    parameters: Parameters,
+    backbone: Backbone,
+    transport: TransportMap,
+    inputs: Tensor,
+    labels: Tensor,
+    training: Mapping[str, Any],
+) -> tuple[Refined, DiagramRefinement]:
+    images, encoder, classes = inputs.ndim == 4, parameters["encoder"], backbone.head.out_features
+    usual = usual_cells(len(labels)) if images else max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
+    options: dict[str, Any] = {"most": ENCODED_CELLS * classes if encoder else usual, **training}
+    if encoder or not images:
+        options["temperature"] = ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE
+    stem, found, pieces = train_cells(
+        backbone.stem,
+        inputs,
+        labels,
+        transport.samples,
+        encoder=encoder,
+        components=parameters["components"],
+        target_radius=float(parameters["target_radius"]),
+        box=(0.0, 1.0) if images and not encoder else None,
+        augment=Deformations.usual(inputs) if images and parameters["deform"] else None,
+        **options,
+    )
+    return Refined(stem, found.diagram, identity_head(classes), pieces), found
+
+
+def _fit_potential(
+    parameters: Parameters,
+    backbone: Backbone,
+    transport: TransportMap,
+    inputs: Tensor,
+    labels: Tensor,
+    training: Mapping[str, Any],
+) -> tuple[Refined, Refinement]:
+    radius, deformed = float(parameters["target_radius"]), inputs.ndim == 4 and parameters["deform"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training["seed"])
-        stem, head = _untrained(kind, encoder, backbone, inputs.shape[1:])
-        pieces = spread(transport.y, PIECES if kind == "potential" else most)
-        first, classes = inputs[transport.samples[pieces]], transport.y[pieces]
-        cells = started_cells(stem, first, classes) if kind == "cells" else None
-    deformed = images and parameters["deform"]
-    options = {"target_radius": radius, "augment": Deformations() if deformed else None, **training}
-    if cells is not None:
-        box = (0.0, 1.0) if images and not encoder else None
-        options["augment"] = Deformations.usual(inputs) if deformed else None
-        if encoder or not images:
-            options["temperature"] = ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE
-        found = refine_diagram(cells, stem, inputs, labels, box=box, **options)
-        learned = found.diagram
-    else:
-        with torch.no_grad():
-            start = anchored_potential(stem(first), classes, head, ANCHORS * radius)
-        found = refine(start, head, stem, inputs, labels, **options)
-        learned = found.potential
-    history = [vars(epoch).copy() for epoch in found.history]
-    return Refined(stem, learned, head, pieces), {"before": found.before, "after": found.after, "history": history}
+        stem, head = _encoded_by_one(backbone, inputs.shape[1:])
+        pieces = spread(transport.y, PIECES)
+    with torch.no_grad():
+        start = anchored_potential(stem(inputs[transport.samples[pieces]]), transport.y[pieces], head, ANCHORS * radius)
+    augment = Deformations() if deformed else None
+    found = refine(start, head, stem, inputs, labels, target_radius=radius, augment=augment, **training)
+    return Refined(stem, found.potential, found.head, pieces), found
 
 
 def restored_refined(backbone: Backbone, saved: SavedClassifier) -> Refined | None:
     """What was saved, None where nothing was refined; torch draws the weights that it is first filled with."""
     if saved.pieces is None:
         return None
-    kind, shape = "cells" if saved.potential is None else "potential", saved.learned["input_shape"]
-    stem, head = _untrained(kind, saved.parameters.get("encoder"), backbone, shape)
-    if isinstance(stem, EncodedStem):
-        if not any(name.endswith("free") for name in saved.modules["encoders"]):  # folders of before hold these
-            stem.settle()
-        stem.encoders.load_state_dict(saved.modules["encoders"])
+    shape, classes, encoder = saved.learned["input_shape"], backbone.head.out_features, saved.parameters.get("encoder")
     if saved.potential is not None:
+        stem, head = _encoded_by_one(backbone, shape)
+        _load_encoders(stem, saved.modules)
         head.load_state_dict(saved.modules["head"])
         return Refined(stem, saved.potential, head, saved.pieces)
+    stem = backbone.stem
+    if encoder is not None:
+        stem = encoded(backbone.stem, encoder, shape)
+        _load_encoders(stem, saved.modules)
     parts = saved.modules["diagram"]
     diagram = PowerDiagram(parts["slopes"], parts["intercepts"], parts["classes"])
     expected = (len(saved.pieces), _dimension(stem, shape))
-    if diagram.slopes.shape != expected or diagram.n_classes != head.out_features:
+    if diagram.slopes.shape != expected or diagram.n_classes != classes:
         raise ValueError("the diagram does not fit the other parts")
-    return Refined(stem, diagram, head, saved.pieces)
+    return Refined(stem, diagram, identity_head(classes), saved.pieces)
 
 
-def encoded(stem: nn.Module, encoder: str, shape: Sequence[int]) -> EncodedStem:
-    """A stem of inputs of this shape, and on it the encoder "dense" or "patches" (images), not trained."""
-    if encoder == "patches":
-        c, height, width = shape
-        return EncodedStem(stem, *patch_encoders((c, height, width)))
-    return EncodedStem(stem, *dense_encoders(math.prod(shape)))
-
-
-@torch.no_grad()
-def started_cells(stem: nn.Module, inputs: Float[Tensor, "n ..."], classes: Int[Tensor, " n"]) -> LearnedDiagram:
-    """Pieces at these samples; on an encoder, which is still to be trained, random ones of their classes."""
-    points = stem(inputs)
-    if isinstance(stem, EncodedStem):
-        return LearnedDiagram.on_encoder(points.shape[1], classes)
-    return LearnedDiagram(points, classes)
+def _load_encoders(stem: EncodedStem, modules: Mapping[str, Any]) -> None:
+    if not any(name.endswith("free") for name in modules["encoders"]):  # folders of before hold these
+        stem.settle()
+    stem.encoders.load_state_dict(modules["encoders"])
 
 
 def _dimension(stem: nn.Module, shape: Sequence[int]) -> int:
@@ -150,13 +167,11 @@ def _dimension(stem: nn.Module, shape: Sequence[int]) -> int:
         return stem(torch.zeros(1, *shape)).shape[1]
 
 
-def _untrained(kind: str, encoder: str | None, backbone: Backbone, shape: Sequence[int]) -> tuple[nn.Module, nn.Linear]:
-    """Stem and head: of cells the identity as head; of a potential orthonormal rows, not to be trained."""
-    d, classes = _dimension(backbone.stem, shape), backbone.head.out_features
-    if kind == "cells":
-        return backbone.stem if encoder is None else encoded(backbone.stem, encoder, shape), identity_head(classes)
+def _encoded_by_one(backbone: Backbone, shape: Sequence[int]) -> tuple[EncodedStem, nn.Linear]:
+    """Of a potential: the stem with one orthogonal layer, and orthonormal rows as head, not to be trained."""
+    d = _dimension(backbone.stem, shape)
     width = min(ENCODED, max(2, d - d % 2))
-    head = nn.Linear(width, classes).requires_grad_(False)
+    head = nn.Linear(width, backbone.head.out_features).requires_grad_(False)
     nn.init.zeros_(head.bias)
     nn.init.orthogonal_(head.weight)
     return EncodedStem(backbone.stem, MaxMinEncoder(d, width)), head
@@ -165,13 +180,3 @@ def _untrained(kind: str, encoder: str | None, backbone: Backbone, shape: Sequen
 def usual_cells(n: int) -> int:
     """Pieces of a diagram trained on n images, at most."""
     return max(CELLS, n // CELLS_SHARE)
-
-
-def spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:
-    """Indices of at most so many points, in random order, with the same share of every class, at least one."""
-    share = min(1.0, most / len(y))
-    chosen = []
-    for c in range(int(y.amax()) + 1):
-        own = (y == c).nonzero().squeeze(1)
-        chosen.append(own[torch.randperm(len(own))[: max(1, round(share * len(own)))]])
-    return torch.cat(chosen)

@@ -48,6 +48,11 @@ class MaxMinEncoder(nn.Module):
             self.free = None
             self.bias.requires_grad_(False)
 
+    def lift(self, basis: Float[Tensor, "whole d"]) -> None:
+        """Settle, and take from now on points whose coordinates in this orthonormal basis were taken before."""
+        self.settle()
+        self.settled = (self.weight.double() @ basis.double().T).to(self.weight)
+
     @property
     def weight(self) -> Float[Tensor, "width d"]:
         """Q."""
@@ -127,16 +132,17 @@ class ChannelsLast(nn.Module):
         return x.unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
 
 
-def dense_encoders(d: int, layers: int = 3, units: int = 256) -> list[nn.Module]:
+def dense_encoders(d: int, layers: int = 3, units: int = 256, *, components: int | None = None) -> list[nn.Module]:
     """Of points in R^d: orthogonal layers of so many units, of 2d or 128 where that is less.
 
     Args:
         d: of the points.
         layers: one after the other.
         units: of each.
+        components: coordinates of the points that the first layer takes, see `MaxMinEncoder.lift`; None: all.
     """
     width = min(units, max(LEAST_UNITS, 2 * d))
-    return [MaxMinEncoder(d if layer == 0 else width, width) for layer in range(layers)]
+    return [MaxMinEncoder(width if layer else components or d, width) for layer in range(layers)]
 
 
 def patch_encoders(shape: tuple[int, int, int], channels: int = 32, units: int = 256) -> list[nn.Module]:

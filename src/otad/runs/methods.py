@@ -19,10 +19,10 @@ from otad.certificate import Certificate, certify
 from otad.data.splits import held_out, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
 from otad.estimator import OTADClassifier
-from otad.fitting import encoded, spread, started_cells, usual_cells
+from otad.fitting import train_cells, usual_cells
 from otad.nn import BACKBONES, CenteredFlatten
 from otad.runs.opponents import relatives, retrieval_space
-from otad.train import Deformations, imitate, refine_diagram, usual_epochs
+from otad.train import Deformations, imitate, usual_epochs
 
 __all__ = ["METHODS", "Fit", "Fitted", "fit_cells", "fit_otad", "method_named"]
 
@@ -56,6 +56,8 @@ class Cells(NamedTuple):
         reach: of the loss, times the threat's radius.
         temperature: of the loss, see `refine_diagram`.
         encoder: below the pieces: "dense", "patches" or None, as `OTADClassifier` names them.
+        components: principal ones that are kept; None: all.
+        ramp: of the loss, see `refine_diagram`.
     """
 
     pieces: int | None
@@ -63,6 +65,8 @@ class Cells(NamedTuple):
     reach: float
     temperature: float
     encoder: str | None = None
+    components: int | None = None
+    ramp: float | None = None
 
 
 # Likewise. Few pieces and a high temperature learn less by heart, which small tables need; pieces of photographs want
@@ -231,17 +235,23 @@ def fit_cells(
 
     def trained(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
         inputs, labels = x[rows], y[rows]
-        stem: nn.Module = CenteredFlatten(inputs.mean(0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            stem = encoded(stem, tried.encoder, inputs.shape[1:]) if tried.encoder else stem
-            pieces = spread(labels, usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes)
-            start = started_cells(stem, inputs[pieces], labels[pieces])
-        augment = getattr(Deformations, tried.deformed)(x) if tried.deformed else None
-        box = None if tried.encoder else threat.box
-        options = {"epochs": epochs, "augment": augment, "box": box, "seed": seed, "progress": progress}
-        options |= {"target_radius": tried.reach * threat.eps, "temperature": tried.temperature}
-        found = refine_diagram(start, stem, inputs, labels, **options)
+        stem, found, pieces = train_cells(
+            CenteredFlatten(inputs.mean(0)),
+            inputs,
+            labels,
+            torch.arange(len(labels)),
+            most=usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes,
+            encoder=tried.encoder,
+            components=tried.components,
+            target_radius=tried.reach * threat.eps,
+            temperature=tried.temperature,
+            ramp=tried.ramp,
+            epochs=epochs,
+            augment=getattr(Deformations, tried.deformed)(x) if tried.deformed else None,
+            box=None if tried.encoder else threat.box,
+            seed=seed,
+            progress=progress,
+        )
         module = OTAD(stem, CellInterpolation(found.diagram), identity_head(classes))
         facts = {
             "pieces": len(pieces),

@@ -28,6 +28,7 @@ SLOPES = 0.1  # each coordinate's standard deviation at first, on an encoder
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
+SLOPE = 0.25  # of the ramp's end, in target radii
 TINY = 1e-12
 
 Box = tuple[Tensor, Tensor]
@@ -203,6 +204,7 @@ def refine_diagram(
     batch_size: int = BATCH,
     learning_rate: float | None = None,
     temperature: float = 0.16,
+    ramp: float | None = None,
     box: tuple[float, float] | None = None,
     augment: Augment | None = None,
     seed: int = 0,
@@ -229,6 +231,9 @@ def refine_diagram(
         learning_rate: the largest of the schedule; None takes 2 squared target radii (it is in squared units of the
             points), and 3e-3 for Adam.
         temperature: of the cross entropy, in target radii; higher ones learn less by heart, for large radii.
+        ramp: in target radii; a sample so far on the wrong side counts half, farther ones less and less: the loss is
+            then bounded, as the share of certified samples is. It gives up hopeless samples for larger radii of the
+            others. None: all count alike.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
             against; the stem must be a translation, `CenteredFlatten`.
         augment: see `refine`.
@@ -245,11 +250,13 @@ def refine_diagram(
         OTADError: training diverged.
 
     Source: the distances bound those of the exact certificate (`PowerDiagram.distance`); for nearest prototypes see
-        Voracek, Hein, ICML 2022, arXiv 2207.07208.
+        Voracek, Hein, ICML 2022, arXiv 2207.07208; for the ramp Collobert, Sinz, Weston, Bottou, ICML 2006.
     """
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
     if not (target_radius > 0 and temperature > 0):
         raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
+    if ramp is not None and not -math.inf < ramp < math.inf:
+        raise ValueError(f"ramp must be a number or None; got {ramp}")
     encoding = [parameter for parameter in stem.parameters() if parameter.requires_grad]
     if bool(encoding) != diagram.encoded:
         raise ValueError("a stem to be trained along goes with LearnedDiagram.on_encoder, and one that stays without")
@@ -261,11 +268,11 @@ def refine_diagram(
     before, after, history = refined(
         "diagram",
         nn.ModuleDict({"diagram": diagram, "stem": stem}),
-        _Objective(stem, diagram, target_radius, temperature, box),
+        _Objective(stem, diagram, target_radius, temperature, ramp, box),
         inputs,
         y,
         optimizer,
-        settings={"temperature": temperature, "box": None if box is None else list(box)},
+        settings={"temperature": temperature, "ramp": ramp, "box": None if box is None else list(box)},
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=usual if learning_rate is None else learning_rate,
@@ -307,12 +314,13 @@ class _Objective(Objective):
         diagram: LearnedDiagram,
         target_radius: float,
         temperature: float,
+        ramp: float | None,
         box: tuple[float, float] | None,
     ) -> None:
         super().__init__()
         if box is not None and not isinstance(stem, CenteredFlatten):
             raise ValueError("a box of inputs is one of points only where the stem is a CenteredFlatten; leave box out")
-        self.box, self.temperature = box, temperature
+        self.box, self.temperature, self.ramp = box, temperature, ramp
         self.stem, self.diagram, self.target_radius = stem, diagram, target_radius
         self.lipschitz = float(stem.lipschitz)  # type: ignore[arg-type]
 
@@ -321,9 +329,11 @@ class _Objective(Objective):
         with torch.autocast(points.device.type, enabled=False):
             distance = self._distance(points, y)
             short = (BEYOND * self.target_radius - distance) / (self.temperature * self.target_radius)
-            loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1).mean()
+            loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1)
             radius = distance.detach().amin(1)
-        return loss, (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
+            if self.ramp is not None:
+                loss = loss * ((radius / self.target_radius + self.ramp) / SLOPE).sigmoid()
+        return loss.mean(), (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
 
     def radius(self, inputs: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
         return self._distance(self.stem(inputs), y).amin(1)
