@@ -74,22 +74,30 @@ class Cells(NamedTuple):
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
     Cells(None, "usual", 1.0, 0.16),
-    Cells(None, "gentle", 1.0, 0.16),
+    Cells(None, "gentle", 1.0, 0.16, ramp=1.0),
     Cells(50, "usual", 1.0, 0.16),
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
-    Cells(30, None, 1.6, 0.5),
-    Cells(10, None, 1.0, 0.5),
     Cells(4, None, 1.6, 0.25),
+    Cells(1, None, 1.6, 0.25, "dense", ramp=1.0),
     Cells(10, None, 1.6, 0.5),
-    Cells(4, None, 1.0, 0.25),
     Cells(100, None, 1.0, 0.25),
     Cells(1, None, 2.5, 0.3, "dense"),
+    Cells(30, None, 1.6, 0.5),
     Cells(1, None, 1.6, 0.5, "dense"),
     Cells(1, None, 1.6, 0.25, "dense"),
+    Cells(10, None, 1.0, 0.5),
     Cells(None, None, 1.0, 0.16),
 )
+# Before those: what varies in so many columns, as expressions of genes do, is mostly noise.
+CELLS_OF_WIDE_TABLES = (
+    Cells(1, None, 1.6, 0.5, "dense", components=20),
+    Cells(4, None, 1.6, 0.25, components=20),
+    Cells(1, None, 1.6, 0.5, "dense", components=50),
+    Cells(10, None, 1.6, 0.5, components=50),
+)
+WIDE = 200  # columns
 VALIDATION_SHARE = 0.2
 TIMED = 32  # samples certified to learn the time of it
 LEAST_STEPS = 500  # as the estimator: a small data set gets more epochs than a large one
@@ -337,7 +345,7 @@ def _rounds(
 def _cells_for(x: Tensor) -> Sequence[Cells]:
     """Settings to choose among, by the kind of data."""
     if x.ndim != 4:
-        return CELLS_OF_TABLES
+        return (*CELLS_OF_WIDE_TABLES, *CELLS_OF_TABLES) if x.shape[1] >= WIDE else CELLS_OF_TABLES
     return CELLS_OF_GREY_IMAGES if x.shape[1] == 1 else CELLS_OF_PHOTOGRAPHS
 
 
