@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.datasets import load_digits
 
+from otad import load_model
 from otad.attacks.sets import ATTACKS, Attack
 from otad.cli import main
 from otad.files import write_text
@@ -336,6 +339,19 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(
 )
 def test_a_target_radius_that_cannot_be_is_refused(run: Run, tmp_path: Path, words: list[str]) -> None:
     assert "target_radius" in one_line(*run("train", "digits", "--out", tmp_path / "run", *TINY, *words))
+
+
+def test_cells_of_a_table_in_principal_components(run: Run, tmp_path: Path) -> None:
+    X, y = load_digits(return_X_y=True)
+    table = pd.DataFrame(X[:200] / 16).assign(label=y[:200])
+    table.columns = [str(name) for name in table.columns]
+    table.to_csv(tmp_path / "digits.csv", index=False)
+    words = ["--target-radius", "0.5", "--components", "9", "--radii", "0.5", "--attacks", "none", "--quiet"]
+    code, _, err = run("train", tmp_path / "digits.csv", "--out", tmp_path / "run", *words)
+    assert code == 0, err
+    slopes = load_model(tmp_path / "run").interpolation.diagram.slopes  # type: ignore[union-attr]
+    assert np.linalg.matrix_rank(slopes, tol=1e-4) <= 9
+    assert "--components 9" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "transformer"])

@@ -20,7 +20,7 @@ from otad.baselines import NearestNeighbor
 from otad.certificate import Certificate
 from otad.cli import main
 from otad.data import load
-from otad.data.splits import held_out
+from otad.data.splits import held_out, stratified_subset
 from otad.errors import ContradictionError, DataError
 from otad.files import write_json, write_text
 from otad.report.cell import RANDOMISED, Cell
@@ -307,6 +307,8 @@ def test_radii_are_where_nearest_neighbors_certify_less_and_less() -> None:
     assert radii == sorted(set(radii))
     # The distance to the plane between the nearest sample and one of another class, by the book, without a box.
     x, y = digits.x_train.reshape(300, -1).astype(float), digits.y_train
+    order = stratified_subset(y, 300, 0)
+    x, y = x[order], y[order]
     held = held_out(y, 0.2, 0)
     known, classes = x[~held], y[~held]
     own = []
@@ -317,11 +319,19 @@ def test_radii_are_where_nearest_neighbors_certify_less_and_less() -> None:
             planes = (d[others] - d[i][:, None]) / (2 * cdist(known[i], known[others]))
             own.append(planes.max(axis=0).min())
     assert radii_for(replace(digits, box=None)) == pytest.approx(np.quantile(own, [0.1, 0.3, 0.5]), rel=0.06)
+    assert np.all(np.array(radii) >= radii_for(replace(digits, box=None)))  # a box leaves an attacker less
     doubled = replace(digits, x_train=2 * digits.x_train, box=(0.0, 2.0))
     assert radii_for(doubled) == pytest.approx(2 * np.array(radii), rel=0.11)
     assert radii_for(replace(digits, x_train=np.zeros((300, 1, 28, 28), np.float32))) == [0.5, 1.0, 1.58]
-    with pytest.raises(DataError, match="give --eps"):
-        radii_for(replace(digits, x_train=np.zeros((300, 64), np.float32), box=None))
+    for x, y in (
+        (np.zeros((300, 64), np.float32), digits.y_train),  # all of them twins
+        (digits.x_train[:10], np.arange(10)),  # nothing to hold out
+    ):
+        with pytest.raises(DataError, match="give --eps"):
+            radii_for(replace(digits, x_train=x, y_train=y, box=None))
+    apart = np.repeat([0.0, 2.0, 4.0], 100)[:, None] + 1e-4 * np.arange(300)[:, None] % 7e-4
+    classes = np.repeat([0, 1, 2], 100)
+    assert radii_for(replace(digits, x_train=apart.astype(np.float32), y_train=classes, box=None)) == [1.0]
 
 
 @pytest.mark.parametrize("interpolation", ["global", "neighborhood"])

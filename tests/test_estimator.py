@@ -335,12 +335,28 @@ def test_cells_in_principal_components_are_saved(
     settings = QUICK | {"target_radius": 0.5, "encoder": encoder}
     clf = OTADClassifier(components=12, **settings).fit(X, y)  # type: ignore[arg-type]
     assert clf.certify(X).certified(0.5, y) > 0.5
+    if encoder is None:
+        assert np.linalg.matrix_rank(clf.refined_.learned.slopes, tol=1e-4) <= 12  # type: ignore[union-attr]
+    else:
+        first = clf.stem_.encoders[0].weight.detach()  # type: ignore[union-attr,index]
+        assert np.linalg.matrix_rank(first, tol=1e-4) == 12
     clf.save(tmp_path / "model")
     loaded = OTADClassifier.load(tmp_path / "model")
     assert loaded.components == 12
     np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
     np.testing.assert_array_equal(loaded.certify(X[:50]).radius, clf.certify(X[:50]).radius)
     assert clf.explain(X[:5], k=2).indices.shape == (5, 2)
+
+
+@pytest.mark.slow
+def test_pieces_are_of_the_class_of_most_twins(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = (part[:80] for part in digits)
+    thrice, labels = np.concatenate([X] * 3), np.concatenate([(y + 1) % 10, y, y])
+    clf = OTADClassifier(target_radius=0.4, **QUICK).fit(thrice, labels)  # type: ignore[arg-type]
+    refined = clf.refined_
+    assert refined is not None
+    assert torch.equal(clf.transport_.y[refined.pieces].sort().values, refined.learned.classes)  # type: ignore[union-attr]
+    assert torch.equal(clf.transport_.y[refined.pieces], torch.tensor(y)[clf.transport_.samples[refined.pieces] % 80])
 
 
 def test_components_belong_to_cells_of_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:

@@ -7,8 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from otad.attacks.threat_model import ThreatModel
+from otad.fitting.cells import principal_basis
 from otad.runs import methods
-from otad.runs.methods import CELLS_OF_TABLES, Cells, fit_cells
+from otad.runs.methods import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit_cells
 
 
 def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
@@ -21,6 +22,21 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     assert fitted.certify(x).certified(0.4, y.numpy()) == pytest.approx(fitted.facts["after"]["certified"], abs=0.1)
+
+
+def test_wide_tables_may_be_cut_to_their_principal_components() -> None:
+    draws = torch.Generator().manual_seed(0)
+    y = torch.arange(120) % 3
+    x = torch.randn(120, 240, generator=draws)
+    x[:, :3] += 6.0 * torch.nn.functional.one_hot(y, 3)
+    fitted = fit_cells(x, y, ThreatModel("l2", 1.0, None), minutes=1.0)
+    assert len(fitted.facts["validation"]) == len(CELLS_OF_WIDE_TABLES) + len(CELLS_OF_TABLES)
+    chosen = fitted.facts["settings"]["components"]
+    assert chosen in {tried.components for tried in CELLS_OF_WIDE_TABLES}, "most columns are noise"
+    module = fitted.module
+    basis = principal_basis(x - x.mean(0), chosen)
+    noise = torch.randn(10, 240, generator=draws)
+    assert torch.allclose(module(x[:10] + noise - noise @ basis @ basis.T), module(x[:10]), atol=1e-3)
 
 
 def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:

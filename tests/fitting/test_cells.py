@@ -28,6 +28,7 @@ def trained(components: int | None, encoder: str | None = None, n: int = 300) ->
         x,
         y,
         torch.arange(n),
+        y,
         most=10 if encoder else 60,
         encoder=encoder,
         components=components,
@@ -58,7 +59,7 @@ def test_nothing_is_seen_outside_of_the_components(encoder: str | None) -> None:
     fresh = digits()[0][1000:1040]
     assert torch.allclose(model(fresh + outside), model(fresh), atol=1e-4)
     assert not torch.allclose(model(fresh + noise - outside), model(fresh), atol=1e-2)
-    # So a model of the components alone has the same radii.
+    # So radii are those of the components.
     certificate = certify(model, fresh)
     again = certify(model, fresh + outside)
     np.testing.assert_allclose(again.radius, certificate.radius, atol=1e-4)
@@ -90,8 +91,25 @@ def test_images_have_no_columns() -> None:
             images,
             y[:50],
             torch.arange(50),
+            y[:50],
             most=20,
             seed=0,
             components=3,
             target_radius=0.3,
         )
+
+
+@pytest.mark.parametrize("wrong", [{"components": 0}, {"components": 3, "box": (0.0, 1.0)}])
+def test_what_does_not_go_with_components_is_refused(wrong: dict) -> None:
+    x, y = (part[:50] for part in digits())
+    options = {"most": 20, "seed": 0, "target_radius": 0.3} | wrong
+    with pytest.raises(ValueError, match="component"):
+        train_cells(CenteredFlatten(x.mean(0)), x, y, torch.arange(50), y, **options)
+
+
+def test_directions_without_variance_are_left_out() -> None:
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    flat = torch.cat([x, torch.ones(30, 40)], 1)
+    assert principal_basis(flat, 20).shape == (48, 8)
+    assert principal_basis(flat[:5], 20).shape == (48, 4)
+    assert torch.allclose(principal_basis(flat, 20)[8:], torch.zeros(40, 8), atol=1e-6)

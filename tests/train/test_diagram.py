@@ -123,6 +123,8 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, monkeypa
     assert torch.equal(resumed.diagram.slopes, whole.diagram.slopes)
     with pytest.raises(ModelFolderError, match="box"):
         trained(None, epochs=3, checkpoint=tmp_path, resume=True)
+    with pytest.raises(ModelFolderError, match="other ramp;"):
+        trained((0.0, 1.0), epochs=3, checkpoint=tmp_path, resume=True, ramp=1.0)
 
 
 def test_training_commutes_with_a_change_of_units() -> None:

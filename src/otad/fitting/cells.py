@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from otad.train import DiagramRefinement, LearnedDiagram, refine_diagram
 
 __all__ = ["encoded", "principal_basis", "spread", "train_cells"]
 
+NO_VARIANCE = 1e-6  # standard deviation of a direction that counts as none, as a share of the largest
+
 
 def train_cells(
     stem: nn.Module,
     inputs: Float[Tensor, "n ..."],
     labels: Int[Tensor, " n"],
     samples: Int[Tensor, " points"],
+    classes: Int[Tensor, " points"],
     *,
     most: int,
     seed: int,
@@ -38,21 +41,23 @@ def train_cells(
         inputs: training samples.
         labels: their class indices.
         samples: indices of those that pieces may start at.
+        classes: of such pieces, which is not the label where a point stands for several samples.
         most: pieces, with the same share of every class, at least one.
         seed: of pieces and encoder, and of `refine_diagram`.
         encoder: orthogonal layers below the pieces, trained along: "dense", or "patches" (images). Of the samples only
             the classes count then.
-        components: of the samples less their mean, principal ones; all columns where there are no more; None: all.
+        components: of the samples less their mean, principal ones, at most those that the samples vary in; where there
+            are no more columns, or for None, all columns.
         options: of `refine_diagram`.
 
     Returns:
         inputs to the points that the diagram is about, the training's result, and which of `samples` the pieces are.
 
     Raises:
-        ValueError: principal components of images; see also `refine_diagram`.
+        ValueError: what does not go with components; see also `refine_diagram`.
     """
-    if components is not None and inputs.ndim != 2:
-        raise ValueError(f"principal components belong to tables; the samples have shape {tuple(inputs.shape[1:])}")
+    if components is not None:
+        _check_components(components, inputs, encoder, options)
     seen, basis = stem, None
     if components is not None and components < inputs.shape[1]:
         with torch.no_grad():
@@ -61,12 +66,11 @@ def train_cells(
         inputs, seen = points @ basis, CenteredFlatten(torch.zeros(basis.shape[1]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if encoder is not None and basis is not None:
-            seen = EncodedStem(seen, *dense_encoders(len(basis), components=basis.shape[1]))
-        elif encoder is not None:
-            seen = encoded(stem, encoder, inputs.shape[1:])
-        pieces = spread(labels[samples], most)
-        start = _started(seen, inputs[samples[pieces]], labels[samples[pieces]])
+        if encoder is not None:
+            shape = inputs.shape[1:] if basis is None else basis.shape[:1]
+            seen = encoded(seen, encoder, shape, components=None if basis is None else basis.shape[1])
+        pieces = spread(classes, most)
+        start = _started(seen, inputs[samples[pieces]], classes[pieces])
     found = refine_diagram(start, seen, inputs, labels, seed=seed, **options)
     if basis is None:
         return seen, found, pieces
@@ -78,23 +82,39 @@ def train_cells(
     return stem, dataclasses.replace(found, diagram=lifted), pieces
 
 
-def encoded(stem: nn.Module, encoder: str, shape: Sequence[int]) -> EncodedStem:
-    """A stem of inputs of this shape, and on it the encoder "dense" or "patches" (images), not trained."""
+def _check_components(components: int, inputs: Tensor, encoder: str | None, options: Mapping[str, Any]) -> None:
+    if components < 1:
+        raise ValueError(f"components must be at least 1; got {components}")
+    if inputs.ndim != 2 or encoder == "patches":
+        raise ValueError(f"principal components belong to tables; the samples have shape {tuple(inputs.shape[1:])}")
+    unfit = [name for name in ("box", "augment") if options.get(name) is not None]
+    if unfit:
+        raise ValueError(f"{' and '.join(unfit)} would apply to principal components, not to columns; leave it out")
+
+
+def encoded(stem: nn.Module, encoder: str, shape: Sequence[int], *, components: int | None = None) -> EncodedStem:
+    """A stem of inputs of this shape, and on it the encoder "dense" or "patches" (images), not trained.
+
+    With components the first layer of a dense one takes so many coordinates, as `MaxMinEncoder.lift` expects.
+    """
     if encoder == "patches":
         c, height, width = shape
         return EncodedStem(stem, *patch_encoders((c, height, width)))
-    return EncodedStem(stem, *dense_encoders(math.prod(shape)))
+    return EncodedStem(stem, *dense_encoders(math.prod(shape), components=components))
 
 
 @torch.no_grad()
 def principal_basis(points: Float[Tensor, "n d"], components: int) -> Float[Tensor, "d components"]:
-    """Orthonormal directions in which the points vary most; fewer where there are fewer points or columns."""
+    """Orthonormal directions in which the points vary most; fewer where they vary in fewer, at least one."""
     exact = (points - points.mean(0)).double()
     if exact.shape[0] < exact.shape[1]:
-        directions = torch.linalg.svd(exact, full_matrices=False).Vh.T
+        _, size, rows = torch.linalg.svd(exact, full_matrices=False)
+        directions = rows.T
     else:
-        directions = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)
-    return directions[:, :components].to(points)
+        squares, directions = (part.flip(-1) for part in torch.linalg.eigh(exact.T @ exact))
+        size = squares.clamp(min=0).sqrt()
+    varied = max(1, int((size > NO_VARIANCE * size[0]).sum()))
+    return directions[:, : min(components, varied)].to(points)
 
 
 def spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:

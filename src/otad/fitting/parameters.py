@@ -116,11 +116,10 @@ def _check_retrieval(parameters: Parameters) -> None:
 
 
 def _check_target_radius(parameters: Parameters) -> None:
-    radius, encoder = parameters["target_radius"], parameters["encoder"]
-    if encoder is not None and (radius is None or parameters["refinement"] != "cells"):
-        raise ValueError("encoder belongs to target_radius with refinement='cells'; leave it out, or give these")
-    if parameters["components"] is not None and (radius is None or parameters["refinement"] != "cells"):
-        raise ValueError("components belong to target_radius with refinement='cells'; leave them out, or give these")
+    radius = parameters["target_radius"]
+    for name in ("encoder", "components"):
+        if parameters[name] is not None and (radius is None or parameters["refinement"] != "cells"):
+            raise ValueError(f"{name} needs target_radius with refinement='cells'; leave it out, or give these")
     if radius is None:
         return
     if not 0 < radius < math.inf:

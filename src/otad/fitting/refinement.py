@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otad.cip import BrenierPotential, PowerDiagram
 from otad.defense import OTAD, CellInterpolation, GlobalInterpolation, identity_head
+from otad.errors import DataError
 from otad.fitting.cells import encoded, spread, train_cells
 from otad.fitting.parameters import Parameters
 from otad.nn import Backbone, EncodedStem, MaxMinEncoder
@@ -69,7 +70,7 @@ def fit_refined(
     """Train on all samples, the encoder along with the pieces, which start at some of the samples.
 
     Args:
-        parameters: of `OTADClassifier`: target_radius, refinement, encoder and deform.
+        parameters: of `OTADClassifier`: target_radius, refinement, encoder, components and deform.
         backbone: trained.
         transport: read off it.
         inputs: training samples; images are deformed while training.
@@ -104,6 +105,7 @@ def _fit_cells(
         inputs,
         labels,
         transport.samples,
+        transport.y,
         encoder=encoder,
         components=parameters["components"],
         target_radius=float(parameters["target_radius"]),
@@ -111,6 +113,10 @@ def _fit_cells(
         augment=Deformations.usual(inputs) if images and parameters["deform"] else None,
         **options,
     )
+    if found.diagram.n_classes != classes:
+        raise DataError(
+            "a class has no point of its own: all of its samples are twins of more samples of other classes"
+        )
     return Refined(stem, found.diagram, identity_head(classes), pieces), found
 
 

@@ -33,6 +33,7 @@ __all__ = ["compare", "judged_again"]
 
 logger = logging.getLogger("otad.runs")
 
+BY_DATA = "by what 1-NN certifies"  # the radii; older folders say otherwise, and are refused before any work
 BATCH = 100  # samples of the timed predictions
 
 
@@ -86,7 +87,7 @@ def compare(
     check_attacks(attacks)
     _check(methods, seeds, budget, attacks, n_attacked)
     settings = {
-        "eps": "auto" if eps is None else sorted(float(r) for r in eps),
+        "eps": BY_DATA if eps is None else sorted(float(r) for r in eps),
         "attacks": attacks if isinstance(attacks, str) else list(attacks),
         "budget_minutes": float(budget),
         "n_train": n_train,
@@ -131,7 +132,7 @@ def _cell(
     source: str, method: str, seed: int, fit: Fit, splits: Splits, settings: Mapping[str, Any], progress: bool
 ) -> Cell:
     """Train within the budget, certify all test samples, attack the first ones, time a prediction."""
-    radii = splits.radii(source) if settings["eps"] == "auto" else settings["eps"]
+    radii = splits.radii(source) if settings["eps"] == BY_DATA else settings["eps"]
     samples = splits.samples(source, seed)
     data, x, y = samples.data, samples.x_test, samples.y_test
     threats = [ThreatModel("l2", radius, data.box) for radius in radii]

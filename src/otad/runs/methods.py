@@ -74,7 +74,7 @@ class Cells(NamedTuple):
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
     Cells(None, "usual", 1.0, 0.16),
-    Cells(None, "gentle", 1.0, 0.16, ramp=1.0),
+    Cells(None, "gentle", 1.0, 0.12, ramp=1.0),
     Cells(50, "usual", 1.0, 0.16),
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
@@ -248,6 +248,7 @@ def fit_cells(
             inputs,
             labels,
             torch.arange(len(labels)),
+            labels,
             most=usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes,
             encoder=tried.encoder,
             components=tried.components,
@@ -272,7 +273,7 @@ def fit_cells(
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    most = max(candidates, key=lambda tried: (tried.encoder or "", tried.pieces is None, tried.deformed or ""))
+    most = max(candidates, key=_cost)
     epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
@@ -340,6 +341,11 @@ def _rounds(
         lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
         epochs = longer
     return scores
+
+
+def _cost(tried: Cells) -> tuple[str, bool, bool, str]:
+    """Grows with the time of an epoch."""
+    return tried.encoder or "", tried.pieces is None, tried.components is None, tried.deformed or ""
 
 
 def _cells_for(x: Tensor) -> Sequence[Cells]:

@@ -28,7 +28,7 @@ SLOPES = 0.1  # each coordinate's standard deviation at first, on an encoder
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
-SLOPE = 0.25  # of the ramp's end, in target radii
+RAMP_WIDTH = 0.25  # of the ramp's end, in target radii
 TINY = 1e-12
 
 Box = tuple[Tensor, Tensor]
@@ -231,9 +231,9 @@ def refine_diagram(
         learning_rate: the largest of the schedule; None takes 2 squared target radii (it is in squared units of the
             points), and 3e-3 for Adam.
         temperature: of the cross entropy, in target radii; higher ones learn less by heart, for large radii.
-        ramp: in target radii; a sample so far on the wrong side counts half, farther ones less and less: the loss is
-            then bounded, as the share of certified samples is. It gives up hopeless samples for larger radii of the
-            others. None: all count alike.
+        ramp: in target radii; the gradient of a sample so far on the wrong side counts half, of farther ones less and
+            less: that of a bounded loss, as the share of certified samples is bounded. It gives up hopeless samples for
+            larger radii of the others. None: all count alike.
         box: the least and the largest value of every input, where only perturbations inside of it are to be certified
             against; the stem must be a translation, `CenteredFlatten`.
         augment: see `refine`.
@@ -272,7 +272,8 @@ def refine_diagram(
         inputs,
         y,
         optimizer,
-        settings={"temperature": temperature, "ramp": ramp, "box": None if box is None else list(box)},
+        settings={"temperature": temperature, "box": None if box is None else list(box)}
+        | ({} if ramp is None else {"ramp": ramp}),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=usual if learning_rate is None else learning_rate,
@@ -332,7 +333,7 @@ class _Objective(Objective):
             loss = torch.cat([torch.zeros_like(short[:, :1]), short], 1).logsumexp(1)
             radius = distance.detach().amin(1)
             if self.ramp is not None:
-                loss = loss * ((radius / self.target_radius + self.ramp) / SLOPE).sigmoid()
+                loss = loss * ((radius / self.target_radius + self.ramp) / RAMP_WIDTH).sigmoid()
         return loss.mean(), (radius > 0).float().mean(), (radius > self.target_radius).float().mean()
 
     def radius(self, inputs: Tensor, y: Tensor) -> Float[Tensor, " batch"]:

@@ -1,5 +1,6 @@
 """What every refinement shares: its history, what it reached, and its way through the training loop."""
 
+import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from otad.errors import OTADError
 from otad.train.loop import Augment, EpochRow, digest, train
 
 __all__ = ["Objective", "RefinementEpoch", "refined"]
+
+logger = logging.getLogger(__name__)
 
 FIRST_RATE = 1e-2
 SAMPLES_AT_ONCE = 512
@@ -122,6 +125,9 @@ def refined(
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise OTADError("refinement diverged: parameters are not finite; scale the columns of x, or lower the rate")
     after = _reached(objective, inputs, y, engine)
+    if after["accuracy"] < before["accuracy"] and after["certified"] < before["certified"]:
+        lost = f"accuracy {before['accuracy']:.1%} to {after['accuracy']:.1%}, and certified share"
+        logger.warning("%s: training lost %s; try a smaller target radius or a lower rate", name, lost)
     model.to("cpu")
     return before, after, history
 

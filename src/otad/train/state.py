@@ -59,8 +59,11 @@ class TrainingState:
             ) from error
         settings = json.loads(metadata["settings"])
         if settings != json.loads(json.dumps(self.settings)):
+            missing = object()  # a setting of None is one
             changed = sorted(
-                k for k in settings.keys() | self.settings.keys() if settings.get(k) != self.settings.get(k)
+                k
+                for k in settings.keys() | self.settings.keys()
+                if settings.get(k, missing) != self.settings.get(k, missing)
             )
             raise ModelFolderError(
                 f"checkpoint {self.path} is of a run with other {', '.join(changed)}; "
