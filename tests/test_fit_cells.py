@@ -32,6 +32,7 @@ def test_wide_tables_may_be_cut_to_their_principal_components() -> None:
     fitted = fit_cells(x, y, ThreatModel("l2", 1.0, None), minutes=1.0)
     assert len(fitted.facts["validation"]) == len(CELLS_OF_WIDE_TABLES) + len(CELLS_OF_TABLES)
     chosen = fitted.facts["settings"]["components"]
+    assert isinstance(chosen, int)
     assert chosen in {tried.components for tried in CELLS_OF_WIDE_TABLES}, "most columns are noise"
     module = fitted.module
     basis = principal_basis(x - x.mean(0), chosen)

@@ -81,7 +81,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             None trains the pieces on the inputs as they are, where images are certified within [0, 1]. Photographs and
             some tables want an encoder; digits and clothes do not.
         components: of cells: train them in so many principal components of the training samples (tables), so that
-            noise in the other directions is not learned by heart. None, or no fewer than there are columns: all of them.
+            noise in the other directions is not learned by heart. None, or as many as there are columns: all.
         deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
