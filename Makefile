@@ -4,7 +4,8 @@
 #   make test    the whole test suite
 #   make check   lint, types and the quick tests
 #   make bench   the benchmarks; writes benchmarks/results/
-#   make compare OTAD and its rivals on five data sets; writes runs/compare/ (about an hour; goes on where it stopped)
+#   make compare OTAD and its rivals on five data sets (needs OTAD_DATA or ../shared/data; see otad info); writes
+#                runs/compare/ (more than an hour; goes on where it stopped)
 #   make clean   remove .venv and every cache
 
 PYTHON ?= python3
@@ -43,8 +44,9 @@ bench: $(VENV)/.bench
 compare: $(VENV)/.rivals
 	$(BIN)/otad compare mnist --n-train 4000 --n-test 500 --n-attacked 100 --budget 3
 	$(BIN)/otad compare fashion-mnist --n-train 6000 --n-test 500 --n-attacked 100 --budget 2
-	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1
-	$(BIN)/otad compare steel-plates sensorless-drive --n-attacked 200 --budget 0.5
+	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1 --eps 2.5,5.1,8.1
+	$(BIN)/otad compare steel-plates --n-attacked 200 --budget 0.5 --eps 0.16,0.31,0.5
+	$(BIN)/otad compare sensorless-drive --n-attacked 200 --budget 0.5 --eps 0.27,0.53,0.85
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

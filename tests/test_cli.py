@@ -18,6 +18,7 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 from otad import load_model
@@ -115,7 +116,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_shows_every_command_and_default(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "predict", "certify", "attack", "explain", "compare", "info"):
+    for command in ("demo", "train", "predict", "certify", "attack", "explain", "compare", "report", "info"):
         assert command in out
         code, words, _ = run(command, "--help")
         assert code == 0
@@ -341,6 +342,27 @@ def test_a_target_radius_that_cannot_be_is_refused(run: Run, tmp_path: Path, wor
     assert "target_radius" in one_line(*run("train", "digits", "--out", tmp_path / "run", *TINY, *words))
 
 
+def test_report_shows_a_run_again(run: Run, trained: Path, tmp_path: Path) -> None:
+    code, out, err = run("report", trained, "--out", tmp_path / "page.html")
+    assert code == 0, err
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert f"{100 * metrics['clean_accuracy']:.1f} %" in out
+    assert "http-equiv" not in (tmp_path / "page.html").read_text("utf-8")
+    assert "digits" in (tmp_path / "page.html").read_text("utf-8")
+    assert "metrics.json" in one_line(*run("report", tmp_path))
+    (tmp_path / "metrics.json").write_text('{"name": "x"}')
+    assert "damaged" in one_line(*run("report", tmp_path))
+    (tmp_path / "cells").mkdir()
+    assert "no finished cells" in one_line(*run("report", tmp_path))
+
+
+@pytest.mark.parametrize("words", [["--refinement", "potential"], ["--no-deform"]])
+def test_options_of_refinement_need_a_radius(run: Run, tmp_path: Path, words: list[str]) -> None:
+    code, _, err = run("train", "digits", "--out", tmp_path / "run", *words)
+    assert code == 2
+    assert "--target-radius" in err
+
+
 def test_cells_of_a_table_in_principal_components(run: Run, tmp_path: Path) -> None:
     X, y = load_digits(return_X_y=True)
     table = pd.DataFrame(X[:200] / 16).assign(label=y[:200])
@@ -350,7 +372,7 @@ def test_cells_of_a_table_in_principal_components(run: Run, tmp_path: Path) -> N
     code, _, err = run("train", tmp_path / "digits.csv", "--out", tmp_path / "run", *words)
     assert code == 0, err
     slopes = load_model(tmp_path / "run").interpolation.diagram.slopes  # type: ignore[union-attr]
-    assert np.linalg.matrix_rank(slopes, tol=1e-4) <= 9
+    assert torch.linalg.matrix_rank(slopes, tol=1e-4) <= 9  # type: ignore[arg-type]
     assert "--components 9" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 

@@ -88,7 +88,7 @@ def certify(
     radius is lowered by what float32 takes from the points and from the inputs themselves.
 
     Args:
-        model: global or neighbourhood interpolation; a network's certificate is of the kind "none".
+        model: global or neighbourhood interpolation, or cells; a network's certificate is of the kind "none".
         inputs: in the model's input units.
         conditional: for neighbourhoods, assume the neighbour set fixed; labelled so, and no proof.
         arguments: which of the kinds "neighborhood" and "unanimous" a neighbourhood may be certified by; each radius is
@@ -105,7 +105,7 @@ def certify(
     Raises:
         ValueError: rounding < 0, arguments that are none or not known, or softened cells.
 
-    Source: METHOD section 4.
+    Source: docs/guarantees.md.
     """
     if not arguments or not set(arguments) <= set(NEIGHBORHOOD_ARGUMENTS):
         raise ValueError(f"arguments must be some of {', '.join(NEIGHBORHOOD_ARGUMENTS)}; got {arguments!r}")

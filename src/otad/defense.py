@@ -52,7 +52,8 @@ class OTAD(nn.Module):
 
     Args:
         stem: inputs to points, with its exact Lipschitz constant `stem.lipschitz`.
-        interpolation: points to features: `GlobalInterpolation`, `NeighborhoodInterpolation`, `NetworkInterpolation`.
+        interpolation: points to features: `GlobalInterpolation`, `NeighborhoodInterpolation`,
+            `CellInterpolation`, `NetworkInterpolation`.
         head: features to logits.
 
     Source: Gai, Wang, Zhang, arXiv 2408.00329.

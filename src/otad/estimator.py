@@ -66,8 +66,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         backbone_options: what only this network has, see `otad.nn.build_backbone`, such as {"patch": 4, "heads": 12}.
         alpha: weight of the transport cost; 0 trains an ordinary network, whose map has no small Lipschitz constant.
         margin: weight of the margin that counts the map's Lipschitz quotient while training.
-        epochs: of training; None takes 12, or more where the data set is so small that this is under 500 steps.
-        batch_size, learning_rate: of training.
+        epochs: of the backbone (what is trained after it has numbers of its own); None takes 12, or more where the data
+            set is so small that this is under 500 steps.
+        batch_size, learning_rate: of the backbone.
         strong_convexity, smoothness: l and L; both None searches the smallest feasible L for the ratio. The published
             neighbourhood setting is 0 and 2.
         ratio: l / L in that search; None is -1 for "global" and 0 for "neighborhood".

@@ -76,7 +76,7 @@ def health(transport: TransportMap, k: int = 10, ratio: float = 0.0, n_points: i
         "feasible" share of neighbourhoods with a finite L (for ratio 0: cyclically monotone), "k", "ratio",
         "neighborhoods".
 
-    Source: METHOD sections 1 and 2.
+    Source: docs/method.md, "Transport map".
     """
     k = min(k, len(transport.x))
     step = max(1, len(transport.x) // n_points)

@@ -60,7 +60,7 @@ def retrieval(
         one input a row inside the budget and box: misclassified where the attack succeeded, else the one of highest
         margin.
 
-    Source: METHOD section 5, item 2.
+    Source: docs/method.md, "Retrieval".
     """
     best = Best(x, y)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def joint(
     Returns:
         as `retrieval`.
 
-    Source: METHOD section 5, items 1 and 2.
+    Source: docs/method.md, "Retrieval".
     """
     best = Best(x, y)
     with torch.no_grad():

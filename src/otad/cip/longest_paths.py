@@ -89,7 +89,7 @@ def fit_potentials(
         InfeasibleError: no potential fits, with the given L or with any.
         ValueError: equal points carry different features.
 
-    Source: METHOD sections 2 and 3.
+    Source: docs/method.md, "Potentials".
     """
     points = Points(x, z, ratio, memory, shards)
     edges = points.nearest(candidates)

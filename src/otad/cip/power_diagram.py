@@ -41,7 +41,7 @@ class PowerDiagram(nn.Module):
     Raises:
         ValueError: shapes that do not fit, or a class without pieces.
 
-    Source: Aurenhammer, SIAM J. Comput. 16 (1987); METHOD section 2 for the extreme potentials.
+    Source: Aurenhammer, SIAM J. Comput. 16 (1987); docs/method.md, "Cells".
     """
 
     slopes: Tensor

@@ -8,6 +8,7 @@ import typer
 
 from otad.cli.comparing import compare
 from otad.cli.info import info, version
+from otad.cli.reporting import report
 from otad.cli.training import demo, train
 from otad.cli.using import attack, certify, explain, predict
 
@@ -39,7 +40,7 @@ def _otad(
     pass
 
 
-for _command in (demo, train, predict, certify, attack, explain, compare, info):
+for _command in (demo, train, predict, certify, attack, explain, compare, report, info):
     app.command()(_command)
 
 

@@ -12,7 +12,7 @@ from otad.cli.options import DATA_HELP, Attacks, DataDir, Debug, Quiet, attack_n
 if TYPE_CHECKING:
     from otad.report.comparison import Comparison
 
-__all__ = ["compare"]
+__all__ = ["compare", "show"]
 
 
 @job
@@ -42,8 +42,8 @@ def compare(
         typer.Option(
             "--eps",
             help="L2 budgets of the attacker, separated by commas. auto: 0.5,1,1.58 for grey images of 28 x 28, else "
-            "where 1-NN certifies 90, 70 and 50 % of what it gets right of held-out training samples. Rivals trained "
-            "against attacks train for the middle one.",
+            "where 1-NN certifies 90, 70 and 50 % of what it gets right of held-out training samples. Methods "
+            "train, or choose settings, for the middle one, of an even number for the larger.",
             metavar="EPS,EPS,...",
         ),
     ] = "auto",
@@ -106,11 +106,12 @@ def compare(
         }
         again = shlex.join(["otad", "compare", *data, *given(options)])
         raise Interrupted(f"interrupted; finished cells are kept in {out / 'cells'}; go on with: {again}") from None
-    _show(comparisons)
+    show(comparisons)
     typer.echo(f"\n{out / 'report.html'} shows it with plots, {out / 'compare.json'} has the numbers.")
 
 
-def _show(comparisons: "list[Comparison]") -> None:
+def show(comparisons: "list[Comparison]") -> None:
+    """Tables in the terminal."""
     from rich.console import Console
 
     from otad.report.comparison_table import terminal_tables

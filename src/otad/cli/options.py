@@ -106,7 +106,7 @@ Label = Annotated[str | None, typer.Option("--label", help="Label column of a ta
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of split, training and attacks.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1, mps.", show_default="the accelerator if there is one, else cpu"),
+    typer.Option("--device", help="cpu or cuda.", show_default="the accelerator if there is one, else cpu"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr; results, warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -121,7 +121,10 @@ Radii = Annotated[
 Attacks = Annotated[
     str,
     typer.Option(
-        "--attacks", help="quick, demo, standard, strong, or names of attacks separated by commas.", metavar="SUITE"
+        "--attacks",
+        help="quick, demo, standard, strong, none, or some of lines, nearest_cells, short_gradient, exact_gradient, "
+        "targeted, retrieval, joint, transfer, bpda, autoattack, minimal_norm, decision_based, noise, with commas.",
+        metavar="SUITE",
     ),
 ]
 PartOption = Annotated[
@@ -132,7 +135,9 @@ PartOption = Annotated[
         "or auto: test for the named data set it was trained on, else all.",
     ),
 ]
-Index = Annotated[int, typer.Option("--index", "-i", help="Position of the sample, counted from 0.")]
+Index = Annotated[
+    int, typer.Option("--index", "-i", help="Position among the samples that --part chooses, counted from 0.")
+]
 
 
 def given(options: Mapping[str, object]) -> list[str]:

@@ -18,7 +18,6 @@ from otad.cli.options import (
     Interpolation,
     Norm,
     Quiet,
-    Radii,
     Refinement,
     Retrieval,
     Seed,
@@ -41,7 +40,11 @@ DEMO_RADIUS = 1.2  # chosen on a fifth of the training digits
 N_ATTACK_HELP = "Attack at most so many test samples, drawn with the seed."
 Epochs = Annotated[
     int | None,
-    typer.Option("--epochs", help="Passes over the training data.", show_default="the estimator's"),
+    typer.Option(
+        "--epochs",
+        help="Passes over the training data, of the backbone; refinement has its own number.",
+        show_default="the estimator's",
+    ),
 ]
 
 
@@ -100,7 +103,10 @@ def train(
         Backbone, typer.Option("--backbone", help="The network: resnet for images only, the others for tables too.")
     ] = Backbone.MLP,
     retrieval: Annotated[
-        Retrieval, typer.Option("--retrieval", help="Metric that chooses the neighbours of a neighbourhood.")
+        Retrieval,
+        typer.Option(
+            "--retrieval", help="Metric that chooses neighbours, with --interpolation neighborhood or network."
+        ),
     ] = Retrieval.EUCLIDEAN,
     network_problems: Annotated[
         int | None,
@@ -120,25 +126,38 @@ def train(
         ),
     ] = None,
     refinement: Annotated[
-        Refinement, typer.Option("--refinement", help="What is trained for --target-radius: cells suit --backbone mlp.")
-    ] = Refinement.CELLS,
+        Refinement | None,
+        typer.Option(
+            "--refinement",
+            help="What is trained for --target-radius; cells need --backbone mlp.",
+            show_default="cells",
+        ),
+    ] = None,
     encoder: Annotated[
         Encoder | None,
-        typer.Option("--encoder", help="Orthogonal layers below the cells, trained along.", show_default="none"),
+        typer.Option(
+            "--encoder",
+            help="With --target-radius: orthogonal layers below the cells, trained along.",
+            show_default="none",
+        ),
     ] = None,
     components: Annotated[
         int | None,
         typer.Option(
             "--components",
             min=1,
-            help="Train the cells of a table in so many principal components, such as 50 for gene expression.",
+            help="With --target-radius: train cells of a table in so many principal components, such as 50.",
             show_default="all columns",
         ),
     ] = None,
     deform: Annotated[
-        bool,
-        typer.Option("--deform/--no-deform", help="Deform images a little for --target-radius: digits, not clothes."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--deform/--no-deform",
+            help="Deform images a little for --target-radius: digits, not clothes.",
+            show_default="deform",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="Weight of the transport cost.", show_default="the estimator's"),
@@ -150,7 +169,14 @@ def train(
         int | None, typer.Option("--n-train", help="Number of training samples.", show_default="all")
     ] = None,
     n_test: Annotated[int | None, typer.Option("--n-test", help="Number of test samples.", show_default="all")] = None,
-    radii: Radii = "0.5,1.0,1.5",
+    radii: Annotated[
+        str,
+        typer.Option(
+            "--radii",
+            help="Budgets of the attacks, separated by commas, and under l2 the radii of certified accuracy.",
+            metavar="R,R,...",
+        ),
+    ] = "0.5,1.0,1.5",
     norm: Annotated[Norm, typer.Option("--norm", help="Norm of the attacks.")] = Norm.L2,
     attacks: Attacks = "quick",
     n_attack: Annotated[int, typer.Option("--n-attack", min=1, help=N_ATTACK_HELP)] = 200,
@@ -177,9 +203,12 @@ def train(
         "network_problems": network_problems,
         "target_radius": target_radius,
     }
+    if target_radius is None:
+        for option, value in {"--refinement": refinement, "--deform/--no-deform": deform}.items():
+            if value is not None:
+                raise typer.BadParameter("needs --target-radius", param_hint=option)
+    chosen |= {"refinement": refinement and str(refinement), "deform": deform}
     settings |= {k: v for k, v in chosen.items() if v is not None}
-    if target_radius is not None:
-        settings |= {"refinement": str(refinement), "deform": deform}
     options = {
         "--out": out,
         "--interpolation": interpolation,
@@ -187,7 +216,7 @@ def train(
         "--retrieval": retrieval if retrieval is not Retrieval.EUCLIDEAN else None,
         "--network-problems": network_problems,
         "--target-radius": target_radius,
-        "--refinement": None if target_radius is None else refinement,
+        "--refinement": refinement,
         "--encoder": encoder,
         "--components": components,
         "--seed": seed,
@@ -201,7 +230,7 @@ def train(
         "--data-dir": data_dir,
         "--label": label if label != "label" else None,
     }
-    command = ["otad", "train", data, *given(options), *([] if deform else ["--no-deform"])]
+    command = ["otad", "train", data, *given(options), *(["--no-deform"] if deform is False else [])]
     _run(
         read,
         out,

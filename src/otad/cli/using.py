@@ -234,7 +234,7 @@ def _counted(n: int, found: "Features", predicted: Any) -> str:
 
 
 def _write_csv(found: "Features", columns: Mapping[str, Iterable[Any]], out: Path | None) -> None:
-    """A line a sample: its row in the source, the columns, and its class where that is known."""
+    """A line a sample: its row in the source (of a test part: in that part), the columns, and its class where known."""
     columns = {"row": found.rows, **columns} | ({} if found.y is None else {"label": found.y})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

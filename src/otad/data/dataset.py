@@ -51,7 +51,7 @@ class Features(NamedTuple):
         y: labels, shape (n,); None where the source has none.
         name: the name or the file it came from.
         feature_names: the columns of a table; empty for images.
-        rows: the position of each sample in its source, counted from 0.
+        rows: the position of each sample in its source, of a test part in that part, counted from 0.
     """
 
     x: Float32[np.ndarray, "n ..."]

@@ -1,5 +1,5 @@
 """One model, one test set, several budgets, many attacks -> Report."""
 
-from otad.evaluation.evaluate import evaluate
+from otad.evaluation.evaluate import evaluate, package_versions
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "package_versions"]

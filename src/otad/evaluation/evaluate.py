@@ -58,7 +58,7 @@ def evaluate(
         x: test samples in the shape the model takes, (n, ...), inside the boxes of the threats.
         y: their true class indices, (n,).
         threats: the budgets, each (norm, eps) once.
-        attacks: "quick", "standard", "strong", names of attacks, or names with settings.
+        attacks: "quick", "demo", "standard", "strong", names of attacks, or names with settings.
         seed: of all random numbers.
         certificate: labels (class indices) and L2 radii of all n samples; rows of kind "conditional" count as
             not certified. Certified samples are spared the longer attacks.
@@ -151,7 +151,7 @@ def evaluate(
         smoothness=_number(model, "smoothness"),
         lipschitz=_number(model, "lipschitz"),
         seconds=seconds,
-        versions=_versions(),
+        versions=package_versions(),
         attack_cost=_cost(outcomes),
         extra=extra,
         examples=_examples(truth, guess, radius, outcomes) if examples else None,
@@ -254,7 +254,8 @@ def _number(model: nn.Module, attribute: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of Python and what figures depend on."""
     versions = {"python": platform.python_version()}
     for package in ("otad", "torch", "numpy", "pyautoattack", "foolbox"):
         try:

@@ -1,7 +1,7 @@
 """A whole job: train, interpolate, certify, attack, report; and a trained model on new data."""
 
 from otad.runs.cell_files import read_cells
-from otad.runs.compare import compare
+from otad.runs.compare import compare, write_comparison
 from otad.runs.job import health_without_transport, run
 from otad.runs.methods import METHODS, method_named
 from otad.runs.model_folder import DataCard, read_model, write_model
@@ -20,6 +20,7 @@ __all__ = [
     "read_cells",
     "read_model",
     "run",
+    "write_comparison",
     "write_model",
     "write_outputs",
 ]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from otad.attacks.threat_model import ThreatModel
 from otad.certificate import Certificate
+from otad.errors import DataError
 from otad.evaluation import evaluate
 from otad.files import refuse_file, write_json, write_text
 from otad.report.cell import DETERMINISTIC, IN_THE_BOX, RANDOMISED, Cell
@@ -29,7 +30,7 @@ from otad.runs.methods import METHODS, Fit, Fitted
 from otad.runs.selection import check_attacks
 from otad.runs.splits import Splits
 
-__all__ = ["compare", "judged_again"]
+__all__ = ["compare", "judged_again", "write_comparison"]
 
 logger = logging.getLogger("otad.runs")
 
@@ -66,7 +67,7 @@ def compare(
         seeds: so many, 0, 1, ..: of split, training and attacks.
         budget: minutes of training a method may take.
         eps: L2 radii; None: see `radii_for`. Methods that train for one radius train for the middle one.
-        attacks: "quick", "standard", "strong" or names of attacks.
+        attacks: "quick", "demo", "standard", "strong" or names of attacks.
         n_train: keep so many training samples, a stratified random subset; None: all.
         n_test: keep so many test samples, likewise.
         n_attacked: attack the first so many test samples, the same for every method.
@@ -110,7 +111,7 @@ def compare(
             write_json(cell_path(out, source, method, seed), cell.to_dict())
             bar.update()
             logger.info("[%d/%d] done in %.1f s", number, len(missing), time.perf_counter() - began)
-    return _write_outputs(out)
+    return write_comparison(out)
 
 
 def _check(
@@ -263,11 +264,18 @@ def _in_order(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted({*known, *names}, key=place))
 
 
-def _write_outputs(out: Path) -> list[Comparison]:
-    """compare.json, table.md, report.html and the plots, from all cells in the folder."""
+def write_comparison(out: Path) -> list[Comparison]:
+    """compare.json, table.md, report.html and the plots, from all cells in the folder.
+
+    Raises:
+        DataError: a damaged cell, or none.
+        ContradictionError: the cells cannot all be true; see `compared`.
+    """
     by_data: dict[str, list[Cell]] = {}
     for cell in read_cells(out):
         by_data.setdefault(cell.data, []).append(cell)
+    if not by_data:
+        raise DataError(f"{out}: no finished cells in it; run otad compare first")
     order = _in_order({cell.method for cells in by_data.values() for cell in cells})
     comparisons = [compared(cells, order) for cells in by_data.values()]
     plots = {one.data: comparison_plot(one, order) for one in comparisons}

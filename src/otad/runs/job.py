@@ -66,7 +66,7 @@ def run(
         classifier: keywords of `OTADClassifier`.
         radii: budgets of the attacks and radii of the certified accuracy, in units of the model's input.
         norm: of the attacks, "l2" or "linf"; certificates are L2.
-        attacks: "quick", "standard", "strong" or names of attacks; empty for none.
+        attacks: "quick", "demo", "standard", "strong" or names of attacks; empty for none.
         n_attack: attack so many test samples, drawn with the seed; None: all.
         rivals: attack the undefended backbone and 1-NN as well.
         compare_health: epochs of a second backbone trained without transport cost, to compare; 0: none.

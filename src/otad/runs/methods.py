@@ -1,6 +1,7 @@
 """The methods a comparison knows: OTAD under a budget of training time, and the rivals, behind one signature."""
 
 import functools
+import importlib.util
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ from otad.baselines import BASELINES, NearestNeighbor
 from otad.certificate import Certificate, certify
 from otad.data.splits import held_out, stratified_subset
 from otad.defense import OTAD, CellInterpolation, NeighborhoodInterpolation, identity_head
+from otad.errors import MissingExtraError
 from otad.estimator import OTADClassifier
 from otad.fitting import train_cells, usual_cells
 from otad.nn import BACKBONES, CenteredFlatten
@@ -69,8 +71,9 @@ class Cells(NamedTuple):
     ramp: float | None = None
 
 
-# Likewise. Few pieces and a high temperature learn less by heart, which small tables need; pieces of photographs want
-# an encoder below them, while those of grey images live by the box, which an encoder does not keep.
+# Likewise in order, though none need be the estimator's default. Few pieces and a high temperature learn less by heart,
+# which small tables need; pieces of photographs want an encoder below them, while those of grey images live by the box,
+# which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
     Cells(None, "usual", 1.0, 0.16),
@@ -394,11 +397,14 @@ def method_named(name: str) -> Fit:
 
     Raises:
         ValueError: no such method or backbone, or a method that trains no backbone.
+        MissingExtraError: its package is not installed.
     """
     method, _, backbone = name.partition("@")
     if method not in METHODS or ("@" in name and backbone not in BACKBONES):
         known = f"{', '.join(METHODS)}; with @{', @'.join(BACKBONES)} behind it: {', '.join(ON_A_BACKBONE)}"
         raise ValueError(f"unknown method {name!r}; known: {known}")
+    if method == "lipschitz" and importlib.util.find_spec("deel") is None:
+        raise MissingExtraError("deel-torchlip", "rivals")  # before any work, not after the methods before it
     if not backbone:
         return METHODS[method]
     if method not in ON_A_BACKBONE:

@@ -14,7 +14,7 @@ from otad.baselines.nearest import NearestNeighbor
 from otad.certificate import Certificate, certify
 from otad.data import Dataset
 from otad.estimator import OTADClassifier
-from otad.evaluation import evaluate
+from otad.evaluation import evaluate, package_versions
 from otad.report import Report
 from otad.results import ExampleResults
 
@@ -194,6 +194,7 @@ def _unattacked(
         clean_accuracy=float((predicted == y).mean()),
         certified_accuracy=certified,
         examples=ExampleResults(y, predicted, radius),
+        versions=package_versions(),
     )
 
 

@@ -50,7 +50,7 @@ def attack_model(
         found: samples with labels.
         budgets: budgets of the attacker, in units of the model's input.
         norm: "l2" or "linf".
-        attacks: "quick", "standard", "strong" or names of attacks.
+        attacks: "quick", "demo", "standard", "strong" or names of attacks.
         n: how many samples; all where there are fewer.
         seed: of the choice and of the attacks.
         progress: show progress bars on stderr.

@@ -82,7 +82,7 @@ def fit_backbone(
     Raises:
         KeyboardInterrupt: after Ctrl-C; the checkpoint of the last finished epoch stays.
 
-    Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 3; METHOD sections 1 and 3.
+    Source: Gai, Wang, Zhang, arXiv 2408.00329, Section 3; docs/method.md, "Transport map".
     """
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=learning_rate, weight_decay=weight_decay)
     history = train(

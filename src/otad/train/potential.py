@@ -113,7 +113,7 @@ def refine(
         ValueError: target_radius or epochs not positive, or inputs and y of different lengths.
         OTADError: training diverged.
 
-    Source: METHOD section 3, "Global"; margin loss of Tsuzuku et al., NeurIPS 2018, arXiv 1802.04034.
+    Source: docs/potentials.md, "Smooth potentials"; margin loss of Tsuzuku et al., NeurIPS 2018, arXiv 1802.04034.
     """
     model = nn.ModuleDict({"potential": potential, "head": head, "stem": stem})
     before, after, history = refined(
