@@ -25,6 +25,8 @@ PULL = 4.0  # samples at the usual distance whose gradients a site takes in at m
 BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
 SLOPES = 0.1  # each coordinate's standard deviation at first, on an encoder
+LOOKED_AT = 8  # best pieces of each class
+AT_ONCE = 1 << 21  # numbers
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
@@ -137,31 +139,47 @@ class LearnedDiagram(nn.Module):
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
         """Of the best pieces of y the one that keeps all others farthest away; of the nearest classes the nearest one.
 
-        Which ones these are is found out in half precision where that is fast; distances to them are not.
+        Only the best pieces of each class are looked at; which these are is found out in half precision where that is
+        fast.
         """
         coarse = self.sites.to(_coarse(x.device))
-        squares = self.sites.square().sum(1)
-        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self.weights - (0 if self.encoded else squares / 2)
-        mine = self.classes == y[:, None]
-        few = min(FEW, max(self.counts))
-        best = scores.masked_fill(~mine, -torch.inf).topk(few, dim=1).indices
-        best = torch.where(torch.arange(few, device=x.device) < mine.sum(1, keepdim=True), best, best[:, :1])
-        planes = []
-        for i in best.T:
-            apart = squares + squares[i][:, None] - 2 * (coarse[i] @ coarse.T).to(x.dtype)
-            distance = (scores.gather(1, i[:, None]) - scores) * apart.clamp(min=TINY).rsqrt()
-            planes.append(distance.masked_fill(mine, torch.inf))
-        first = torch.stack([distance.amin(1) for distance in planes], 1).argmax(1)
-        distance = torch.stack(planes, 1)[torch.arange(len(x), device=x.device), first]
-        start, nearest = 0, []
-        for part in distance.split(self.counts, dim=1):
-            least = part.min(1)
-            nearest.append((least.values, start + least.indices))
+        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self._heights()
+        most, start, best = min(LOOKED_AT, max(self.counts)), 0, []
+        for part in scores.split(self.counts, dim=1):
+            top = start + part.topk(min(most, part.shape[1]), dim=1).indices
+            best.append(torch.cat([top, top[:, :1].expand(-1, most - top.shape[1])], 1))
             start += part.shape[1]
-        values, other = (torch.stack(parts, 1) for parts in zip(*nearest, strict=True))
+        pieces = torch.stack(best, 1)  # (batch, classes, most)
+        rows = torch.arange(len(x), device=x.device)
+        own = pieces[rows, y, :FEW]
+        distance = self._distances(x, own, pieces.flatten(1)).unflatten(2, pieces.shape[1:])
+        distance[rows, :, y] = torch.inf
+        first = distance.amin((2, 3)).argmax(1)
+        nearest = distance[rows, first].min(2)
         others = len(self.counts) - 1
-        near = values.topk(others if self.encoded else min(NEAREST, others), dim=1, largest=False).indices
-        return best.gather(1, first[:, None]).squeeze(1), other.gather(1, near)
+        near = nearest.values.topk(others if self.encoded else min(NEAREST, others), dim=1, largest=False).indices
+        other = pieces.gather(2, nearest.indices[:, :, None]).squeeze(2)
+        return own[rows, first], other.gather(1, near)
+
+    def _heights(self) -> Float[Tensor, " n"]:
+        """Scores less <p_i, x>."""
+        return self.weights if self.encoded else self.weights - self.sites.square().sum(1) / 2
+
+    def _distances(
+        self, x: Float[Tensor, "batch d"], own: Int[Tensor, "batch few"], other: Int[Tensor, "batch many"]
+    ) -> Float[Tensor, "batch few many"]:
+        """Signed, to the planes between pieces; so few samples at once that the pieces stay in a processor's cache."""
+        squares, heights = self.sites.square().sum(1), self._heights()
+        at_once = max(1, AT_ONCE // (other.shape[1] * x.shape[1]))
+        parts = []
+        for point, first, second in zip(x.split(at_once), own.split(at_once), other.split(at_once), strict=True):
+            theirs = self.sites[second]
+            products = torch.cat([self.sites[first], point[:, None]], 1) @ theirs.mT
+            mine = (self.sites[first] @ point[:, :, None]).squeeze(2) + heights[first]
+            ahead = mine[:, :, None] - (products[:, -1] + heights[second])[:, None]
+            apart = squares[first][:, :, None] + squares[second][:, None] - 2 * products[:, :-1]
+            parts.append(ahead * apart.clamp(min=TINY).rsqrt())
+        return torch.cat(parts)
 
 
 def _coarse(device: torch.device) -> torch.dtype:
