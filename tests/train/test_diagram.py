@@ -88,6 +88,30 @@ def test_a_box_certifies_more_and_steps_inside_of_it_change_no_label(refined: Re
         assert same[radius > 0].all()
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_planes_are_those_of_a_search_over_all_pieces(encoded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of one, three and eight pieces; one sample at a time, too."""
+    draws = torch.Generator().manual_seed(0)
+    classes = torch.tensor([0] + 3 * [1] + 8 * [2])
+    diagram = LearnedDiagram(torch.randn(12, 5, generator=draws), classes, encoded=encoded)
+    diagram.weights.data = torch.randn(12, generator=draws)
+    x, y = torch.randn(60, 5, generator=draws), torch.arange(60) % 3
+    fixed = diagram.fixed()
+    scores = x.double() @ fixed.slopes.T + fixed.intercepts
+    planes = (scores[:, :, None] - scores[:, None]) / torch.cdist(fixed.slopes, fixed.slopes).clamp(min=1e-12)
+    expected = torch.empty(60, 2)
+    for n, c in enumerate(y):
+        best = [i for i in scores[n].argsort(descending=True).tolist() if classes[i] == c][:4]
+        kept = planes[n, best][:, classes != c]
+        expected[n] = torch.stack(
+            [kept[kept.amin(1).argmax()][classes[classes != c] == o].amin() for o in {0, 1, 2} - {int(c)}]
+        )
+    for numbers in (1 << 21, 1):
+        monkeypatch.setattr("otad.train.diagram.AT_ONCE", numbers)
+        found = diagram(x, y).sort(1).values
+        torch.testing.assert_close(found, expected.sort(1).values, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("box", [None, (torch.full((5,), -1.0).double(), torch.full((5,), 1.0).double())])
 def test_gradients_are_those_of_finite_differences(box: tuple[Tensor, Tensor] | None) -> None:
     draws = torch.Generator().manual_seed(0)
