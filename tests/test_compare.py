@@ -29,7 +29,8 @@ from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
 from otad.runs import METHODS, compare, method_named, read_cells
 from otad.runs.compare import judged_again
-from otad.runs.methods import Fitted, fit_otad
+from otad.runs.fitted import Fitted
+from otad.runs.methods import fit_otad
 from otad.runs.radii import radii_for
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 
 from otad.attacks.threat_model import ThreatModel
 from otad.fitting.cells import principal_basis
-from otad.runs import methods
-from otad.runs.methods import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit_cells
+from otad.runs import diagrams
+from otad.runs.diagrams import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit_cells
 
 
 def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
@@ -58,8 +58,8 @@ def test_the_better_half_meets_again_on_other_samples_for_longer() -> None:
         seen.append((turn, epochs))
         return truth[tried] - (2.5 if turn == 0 and tried == best else 0.0)
 
-    scores = methods._rounds(tuple(truth), score, 4, 10, 0.0, math.inf)
+    scores = diagrams._rounds(tuple(truth), score, 4, 10, 0.0, math.inf)
     assert [len(scores[tried]) for tried in truth] == [1, 1, 2, 3, 3]
     assert scores[best] == [2.5, 5.0, 5.0]
     assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 10)] * 2
-    assert methods._rounds(tuple(truth), score, 4, 10, 1.0, -math.inf) == {}
+    assert diagrams._rounds(tuple(truth), score, 4, 10, 1.0, -math.inf) == {}

@@ -1,8 +1,8 @@
-"""Deformations: none leaves images as they are, a known shift moves them, seeds decide."""
+"""Deformations: none leaves images as they are, a known shift moves them, seeds decide; noise has its scale."""
 
 import torch
 
-from otad.train.augmentation import Deformations
+from otad.train.augmentation import Deformations, Noise
 
 
 def images() -> torch.Tensor:
@@ -59,3 +59,11 @@ def test_only_a_share_is_deformed_and_mirrored() -> None:
 def test_photographs_are_mirrored_and_digits_not() -> None:
     assert Deformations.usual(torch.rand(3, 3, 8, 8)).mirrored > 0
     assert Deformations.usual(torch.rand(3, 1, 8, 8)).mirrored == 0
+
+
+def test_noise_has_its_scale_and_no_mean() -> None:
+    samples = torch.randn(4000, 5, generator=seeded(0))
+    moved = Noise(0.3)(samples, seeded(7)) - samples
+    assert torch.allclose(moved.std(0), torch.tensor(0.3), rtol=0.05)
+    assert moved.mean(0).abs().max() < 4 * 0.3 / 4000**0.5
+    assert torch.equal(Noise(0.3)(samples, seeded(7)) - samples, moved)

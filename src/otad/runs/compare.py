@@ -26,7 +26,8 @@ from otad.report.comparison_page import comparison_page
 from otad.report.comparison_plot import comparison_plot
 from otad.report.comparison_table import markdown
 from otad.runs.cell_files import cell_path, cell_settings, finished, folder_name, read_cells
-from otad.runs.methods import METHODS, Fit, Fitted
+from otad.runs.fitted import Fit, Fitted
+from otad.runs.methods import METHODS
 from otad.runs.selection import check_attacks
 from otad.runs.splits import Splits
 

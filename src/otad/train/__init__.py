@@ -1,7 +1,7 @@
 """Training loops."""
 
 from otad.train.affine_potential import AffinePotential
-from otad.train.augmentation import Deformations
+from otad.train.augmentation import Deformations, Noise
 from otad.train.backbone import Epoch, fit_backbone
 from otad.train.cip_net import fit_cip_net, imitate
 from otad.train.diagram import DiagramRefinement, LearnedDiagram, refine_diagram, usual_epochs
@@ -16,6 +16,7 @@ __all__ = [
     "EmbeddingEpoch",
     "Epoch",
     "LearnedDiagram",
+    "Noise",
     "Refinement",
     "RefinementEpoch",
     "anchored_potential",

@@ -1,4 +1,4 @@
-"""Small random deformations of images, for training data."""
+"""Small random changes of training samples: deformations of images, noise on tables."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Deformations"]
+__all__ = ["Deformations", "Noise"]
 
 BUMPS = 7  # control points of the elastic part, per side
 MANY = 20_000  # images
@@ -84,6 +84,21 @@ class Deformations:
         grid = (grid + moves.permute(0, 2, 3, 1)).to(images)
         outside = "reflection" if self.mirrored else "zeros"
         return functional.grid_sample(images, grid, align_corners=False, padding_mode=outside)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal noise on every value.
+
+    Attributes:
+        scale: standard deviation, in units of the samples.
+    """
+
+    scale: float
+
+    def __call__(self, samples: Float[Tensor, "n ..."], draws: torch.Generator) -> Float[Tensor, "n ..."]:
+        """Noisy copies; the numbers are drawn on the CPU."""
+        return samples + self.scale * torch.randn(samples.shape, generator=draws).to(samples)
 
 
 def _some(share: float, these: Tensor, others: Tensor, draws: torch.Generator) -> Tensor:

@@ -1,0 +1,230 @@
+"""Power diagrams in a comparison: their settings chosen on held-out training samples, within a budget of time."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from otad.attacks.threat_model import AttackerKnowledge, ThreatModel
+from otad.certificate import certify
+from otad.data.splits import held_out, stratified_subset
+from otad.defense import OTAD, CellInterpolation, identity_head
+from otad.fitting import train_cells, usual_cells
+from otad.nn import CenteredFlatten
+from otad.runs.fitted import Fitted
+from otad.train import Deformations, Noise, usual_epochs
+from otad.train.loop import Augment
+
+__all__ = ["Cells", "fit_cells"]
+
+logger = logging.getLogger("otad.runs")
+
+
+class Cells(NamedTuple):
+    """Settings of a power diagram that may be chosen.
+
+    Attributes:
+        pieces: of a class in the mean; None: as many as `usual_cells` in all.
+        deformed: how images are while training: "usual" or "gentle", as `Deformations` names them, or None.
+        reach: of the loss, times the threat's radius.
+        temperature: of the loss, see `refine_diagram`.
+        encoder: below the pieces: "dense", "patches" or None, as `OTADClassifier` names them.
+        components: principal ones that are kept; None: all.
+        ramp: of the loss, see `refine_diagram`.
+        noise: on the values of tables while training, in their units; 0: none.
+    """
+
+    pieces: int | None
+    deformed: str | None
+    reach: float
+    temperature: float
+    encoder: str | None = None
+    components: int | None = None
+    ramp: float | None = None
+    noise: float = 0.0
+
+
+# Likewise in order, though none need be the estimator's default. Few pieces and a high temperature learn less by heart,
+# which small tables need; pieces of photographs want an encoder below them, while those of grey images live by the box,
+# which an encoder does not keep.
+CELLS_OF_GREY_IMAGES = (
+    Cells(None, None, 1.0, 0.16),
+    Cells(None, "usual", 1.0, 0.16),
+    Cells(None, "gentle", 1.0, 0.12, ramp=1.0),
+    Cells(50, "usual", 1.0, 0.16),
+)
+CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
+CELLS_OF_TABLES = (
+    Cells(4, None, 2.0, 0.25),
+    Cells(1, None, 2.0, 0.35, "dense", noise=0.3),
+    Cells(10, None, 2.0, 0.25, noise=0.3),
+    Cells(10, None, 1.3, 0.25, "dense"),
+    Cells(100, None, 1.0, 0.25),
+    Cells(1, None, 1.6, 0.5, "dense"),
+    Cells(4, None, 1.6, 0.25, noise=0.1),
+)
+# Before those: what varies in so many columns, as expressions of genes do, is mostly noise.
+CELLS_OF_WIDE_TABLES = (
+    Cells(1, None, 1.6, 0.5, "dense", components=20),
+    Cells(4, None, 1.6, 0.25, components=20),
+    Cells(1, None, 1.6, 0.5, "dense", components=50),
+    Cells(10, None, 1.6, 0.5, components=50),
+)
+WIDE = 200  # columns
+VALIDATION_SHARE = 0.2
+MEASURED_CELLS = 1000  # held-out samples that cells are chosen by in a round
+ROUNDS = 4
+COUNTED = 1.6  # times the threat's radius: up to it a certified radius counts in that choice
+TIMED_CELLS = 2048  # samples of the epoch that tells the time of training
+
+
+def fit_cells(
+    x: Tensor, y: Tensor, threat: ThreatModel, *, minutes: float, seed: int = 0, progress: bool = False
+) -> Fitted:
+    """A power diagram trained for its certificate at the threat's radius, within a budget of training time.
+
+    One epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
+    fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
+    the budget for all, and certified on the rest (at most 1,000); its score is the mean of the certified radius, 0 for
+    wrong labels and at most 1.6 times the threat's. The better half goes on to another round, with other held-out
+    samples and twice the epochs (at most the usual ones), and so on; the one with the best mean over all rounds is
+    taken. What would not leave the time of the usual epochs, or half of the budget, for the final training is left out:
+    the last settings of the first round, and later rounds as a whole. Images are certified for perturbations that stay
+    images where there is no encoder.
+
+    Args:
+        x: training samples, (n, ...).
+        y: their classes 0, 1, ..
+        threat: its radius is what is trained for, its box holds the perturbations.
+        minutes: the budget.
+        seed: of the held-out samples, the pieces and the order of the batches.
+        progress: show progress bars.
+    """
+    deadline, classes = time.perf_counter() + 60 * minutes, int(y.max()) + 1
+    candidates = _cells_for(x)
+
+    def trained(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
+        inputs, labels = x[rows], y[rows]
+        stem, found, pieces = train_cells(
+            CenteredFlatten(inputs.mean(0)),
+            inputs,
+            labels,
+            torch.arange(len(labels)),
+            labels,
+            most=usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes,
+            encoder=tried.encoder,
+            components=tried.components,
+            target_radius=tried.reach * threat.eps,
+            temperature=tried.temperature,
+            ramp=tried.ramp,
+            epochs=epochs,
+            augment=_changes(x, tried),
+            box=None if tried.encoder else threat.box,
+            seed=seed,
+            progress=progress,
+        )
+        module = OTAD(stem, CellInterpolation(found.diagram), identity_head(classes))
+        facts = {
+            "pieces": len(pieces),
+            "epochs": len(found.history),
+            "seconds": found.history[-1].seconds,
+            "before": found.before,
+            "after": found.after,
+        }
+        return module, facts
+
+    every = torch.arange(len(y))
+    some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
+    most = max(candidates, key=_cost)
+    epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
+    usual = usual_epochs(len(y))
+    left = deadline - time.perf_counter()
+    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (len(candidates) * epoch))))
+    latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
+    seconds: dict[Cells, float] = {}  # of an epoch over all samples
+
+    def score(tried: Cells, turn: int, epochs: int) -> float:
+        held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed + turn))
+        measured = every[held]
+        measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
+        module, facts = trained(every[~held], tried, epochs)
+        seconds[tried] = facts["seconds"] / epochs * len(y) / int((~held).sum())
+        certificate = certify(module, x[measured], box=threat.box)
+        right = certificate.label == y[measured].numpy()
+        return float((right * certificate.radius.clip(max=COUNTED * threat.eps)).mean())
+
+    scores = _rounds(candidates, score, brief, usual, brief * epoch, latest) if len(candidates) > 1 else {}
+    chosen = max(scores, key=lambda tried: (len(scores[tried]), mean(scores[tried])), default=candidates[0])
+    epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
+    if epochs < usual:
+        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
+    module, facts = trained(every, chosen, epochs)
+    facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
+    facts["validation"] = [
+        tried._asdict() | {"mean_radius": mean(found), "rounds": len(found)} for tried, found in scores.items()
+    ]
+    knowledge = AttackerKnowledge(smoothed=module.smoothed)
+    return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)
+
+
+def _rounds(
+    candidates: Sequence[Cells],
+    score: Callable[[Cells, int, int], float],
+    epochs: int,
+    most: int,
+    expected: float,
+    latest: float,
+) -> dict[Cells, list[float]]:
+    """Scores of each candidate in the rounds that it took part in: the better half of a round goes on to the next.
+
+    Args:
+        candidates: in the order they are tried.
+        score: (candidate, round, epochs) -> score.
+        epochs: of the first round; each has twice those of the one before.
+        most: epochs of any round.
+        expected: seconds of the first candidate.
+        latest: when all must be done, by `time.perf_counter`.
+    """
+    scores: dict[Cells, list[float]] = {}
+    rivals, lasted = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}
+    for turn in range(ROUNDS):
+        if turn and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
+            break
+        for tried in rivals:
+            if (began := time.perf_counter()) + max(lasted.values()) * (turn == 0) > latest:
+                continue
+            scores.setdefault(tried, []).append(score(tried, turn, epochs))
+            lasted[tried] = time.perf_counter() - began
+        rivals = sorted((tried for tried in rivals if tried in scores), key=lambda tried: -mean(scores[tried]))
+        rivals = rivals[: math.ceil(len(rivals) / 2)]
+        if len(rivals) < 2:
+            break
+        longer = min(most, 2 * epochs)
+        lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
+        epochs = longer
+    return scores
+
+
+def _changes(x: Tensor, tried: Cells) -> Augment | None:
+    """What is done to samples while training."""
+    if tried.deformed:
+        return getattr(Deformations, tried.deformed)(x)
+    return Noise(tried.noise) if tried.noise else None
+
+
+def _cost(tried: Cells) -> tuple[str, bool, bool, str]:
+    """Grows with the time of an epoch."""
+    return tried.encoder or "", tried.pieces is None, tried.components is None, tried.deformed or ""
+
+
+def _cells_for(x: Tensor) -> Sequence[Cells]:
+    """Settings to choose among, by the kind of data."""
+    if x.ndim != 4:
+        return (*CELLS_OF_WIDE_TABLES, *CELLS_OF_TABLES) if x.shape[1] >= WIDE else CELLS_OF_TABLES
+    return CELLS_OF_GREY_IMAGES if x.shape[1] == 1 else CELLS_OF_PHOTOGRAPHS
