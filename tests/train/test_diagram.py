@@ -88,26 +88,31 @@ def test_a_box_certifies_more_and_steps_inside_of_it_change_no_label(refined: Re
         assert same[radius > 0].all()
 
 
+@pytest.mark.parametrize("counts", [[1, 3, 8], [30, 20, 2]])
 @pytest.mark.parametrize("encoded", [False, True])
-def test_planes_are_those_of_a_search_over_all_pieces(encoded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes of one, three and eight pieces; one sample at a time, too."""
+def test_planes_are_those_of_a_search(encoded: bool, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best four of the label against the best eight of each other class, by loops; one sample at a time, too."""
     draws = torch.Generator().manual_seed(0)
-    classes = torch.tensor([0] + 3 * [1] + 8 * [2])
-    diagram = LearnedDiagram(torch.randn(12, 5, generator=draws), classes, encoded=encoded)
-    diagram.weights.data = torch.randn(12, generator=draws)
-    x, y = torch.randn(60, 5, generator=draws), torch.arange(60) % 3
+    classes = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    diagram = LearnedDiagram(torch.randn(len(classes), 5, generator=draws), classes, encoded=encoded)
+    diagram.weights.data = 2 * torch.randn(len(classes), generator=draws)
+    x, y = torch.randn(300, 5, generator=draws), torch.arange(300) % 3
     fixed = diagram.fixed()
     scores = x.double() @ fixed.slopes.T + fixed.intercepts
     planes = (scores[:, :, None] - scores[:, None]) / torch.cdist(fixed.slopes, fixed.slopes).clamp(min=1e-12)
-    expected = torch.empty(60, 2)
-    for n, c in enumerate(y):
-        best = [i for i in scores[n].argsort(descending=True).tolist() if classes[i] == c][:4]
-        kept = planes[n, best][:, classes != c]
-        expected[n] = torch.stack(
-            [kept[kept.amin(1).argmax()][classes[classes != c] == o].amin() for o in {0, 1, 2} - {int(c)}]
-        )
-    for numbers in (1 << 21, 1):
-        monkeypatch.setattr("otad.train.diagram.AT_ONCE", numbers)
+
+    def best(n: int, c: int, most: int) -> list[int]:
+        return [i for i in scores[n].argsort(descending=True).tolist() if classes[i] == c][:most]
+
+    expected = torch.empty(300, 2)
+    for n, c in enumerate(y.tolist()):
+        kept = [
+            [float(planes[n, i, best(n, other, 8)].min()) for other in range(3) if other != c] for i in best(n, c, 4)
+        ]
+        expected[n] = torch.tensor(max(kept, key=min))
+    for pairs, numbers in ((1000, 1 << 21), (0, 1 << 21), (0, 1)):
+        monkeypatch.setattr("otad.train.diagram.ALL_PAIRS", pairs)
+        monkeypatch.setattr("otad.train.diagram.AT_ONCE", (numbers, numbers))
         found = diagram(x, y).sort(1).values
         torch.testing.assert_close(found, expected.sort(1).values, atol=1e-4, rtol=1e-4)
 

@@ -37,7 +37,7 @@ class Cells(NamedTuple):
         encoder: below the pieces: "dense", "patches" or None, as `OTADClassifier` names them.
         components: principal ones that are kept; None: all.
         ramp: of the loss, see `refine_diagram`.
-        noise: on the values of tables while training, in their units; 0: none.
+        noise: on the values of tables while training, all columns being kept, see `Noise`.
     """
 
     pieces: int | None
@@ -47,12 +47,12 @@ class Cells(NamedTuple):
     encoder: str | None = None
     components: int | None = None
     ramp: float | None = None
-    noise: float = 0.0
+    noise: float | None = None
 
 
-# Likewise in order, though none need be the estimator's default. Few pieces and a high temperature learn less by heart,
-# which small tables need; pieces of photographs want an encoder below them, while those of grey images live by the box,
-# which an encoder does not keep.
+# In the order they are tried while the budget lasts; none need be the estimator's default. Few pieces and a high
+# temperature learn less by heart, which small tables need; pieces of photographs want an encoder below them, while
+# those of grey images live by the box, which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
     Cells(None, "usual", 1.0, 0.16),
@@ -62,10 +62,11 @@ CELLS_OF_GREY_IMAGES = (
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
     Cells(4, None, 2.0, 0.25),
-    Cells(1, None, 2.0, 0.35, "dense", noise=0.3),
+    Cells(4, None, 2.0, 0.25, "dense", noise=0.3),
     Cells(10, None, 2.0, 0.25, noise=0.3),
     Cells(10, None, 1.3, 0.25, "dense"),
     Cells(100, None, 1.0, 0.25),
+    Cells(4, None, 1.6, 0.35, "dense", noise=0.3),
     Cells(1, None, 1.6, 0.5, "dense"),
     Cells(4, None, 1.6, 0.25, noise=0.1),
 )
@@ -91,12 +92,12 @@ def fit_cells(
 
     One epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
     fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
-    the budget for all, and certified on the rest (at most 1,000); its score is the mean of the certified radius, 0 for
-    wrong labels and at most 1.6 times the threat's. The better half goes on to another round, with other held-out
-    samples and twice the epochs (at most the usual ones), and so on; the one with the best mean over all rounds is
-    taken. What would not leave the time of the usual epochs, or half of the budget, for the final training is left out:
-    the last settings of the first round, and later rounds as a whole. Images are certified for perturbations that stay
-    images where there is no encoder.
+    the budget for all, and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the
+    certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. The better
+    half goes on to another round, with other held-out samples and twice the epochs (at most the usual ones), and so on;
+    the one with the best mean over all rounds is taken. What would not leave the time of the usual epochs, or half of
+    the budget, for the final training is left out: the last settings of the first round, and later rounds as a whole.
+    Images are certified for perturbations that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -157,7 +158,7 @@ def fit_cells(
         seconds[tried] = facts["seconds"] / epochs * len(y) / int((~held).sum())
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
-        return float((right * certificate.radius.clip(max=COUNTED * threat.eps)).mean())
+        return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
     scores = _rounds(candidates, score, brief, usual, brief * epoch, latest) if len(candidates) > 1 else {}
     chosen = max(scores, key=lambda tried: (len(scores[tried]), mean(scores[tried])), default=candidates[0])
@@ -167,7 +168,7 @@ def fit_cells(
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"mean_radius": mean(found), "rounds": len(found)} for tried, found in scores.items()
+        tried._asdict() | {"score": mean(found), "rounds": len(found)} for tried, found in scores.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
     return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)

@@ -26,7 +26,8 @@ BATCH = 256
 USUAL_EPOCHS, LEAST_EPOCHS, MOST_STEPS = 80, 12, 7500
 SLOPES = 0.1  # each coordinate's standard deviation at first, on an encoder
 LOOKED_AT = 8  # best pieces of each class
-AT_ONCE = 1 << 21  # numbers
+ALL_PAIRS = 1000  # pieces
+AT_ONCE = 1 << 21, 1 << 26  # numbers that are copied: such as a processor's cache holds; on a GPU
 FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
@@ -43,8 +44,8 @@ class DiagramRefinement:
     Attributes:
         diagram: with the learned pieces.
         before, after: on the training samples, without augmentation: "accuracy", and "certified", the share beyond the
-            target radius by the single planes of training, as `LearnedDiagram` finds them; `otad.certify` proves, and
-            mostly more.
+            target radius by the single planes of training, those between the best eight pieces of each class;
+            `otad.certify` proves, and mostly more.
         history: one row per epoch, those before a resumed checkpoint included.
     """
 
@@ -139,11 +140,12 @@ class LearnedDiagram(nn.Module):
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
         """Of the best pieces of y the one that keeps all others farthest away; of the nearest classes the nearest one.
 
-        Only the best pieces of each class are looked at; which these are is found out in half precision where that is
-        fast.
+        Only the best eight of each class are looked at; scores are in half precision where that is fast, the distances
+        to what is chosen are not.
         """
         coarse = self.sites.to(_coarse(x.device))
-        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self._heights()
+        squares = self.sites.square().sum(1)
+        scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self.weights - (0 if self.encoded else squares / 2)
         most, start, best = min(LOOKED_AT, max(self.counts)), 0, []
         for part in scores.split(self.counts, dim=1):
             top = start + part.topk(min(most, part.shape[1]), dim=1).indices
@@ -151,8 +153,10 @@ class LearnedDiagram(nn.Module):
             start += part.shape[1]
         pieces = torch.stack(best, 1)  # (batch, classes, most)
         rows = torch.arange(len(x), device=x.device)
-        own = pieces[rows, y, :FEW]
-        distance = self._distances(x, own, pieces.flatten(1)).unflatten(2, pieces.shape[1:])
+        own, every = pieces[rows, y, :FEW], pieces.flatten(1)
+        ahead = scores.gather(1, own)[:, :, None] - scores.gather(1, every)[:, None]
+        apart = squares[own][:, :, None] + squares[every][:, None] - 2 * self._products(own, every)
+        distance = (ahead * apart.clamp(min=TINY).rsqrt()).unflatten(2, pieces.shape[1:])
         distance[rows, :, y] = torch.inf
         first = distance.amin((2, 3)).argmax(1)
         nearest = distance[rows, first].min(2)
@@ -161,25 +165,17 @@ class LearnedDiagram(nn.Module):
         other = pieces.gather(2, nearest.indices[:, :, None]).squeeze(2)
         return own[rows, first], other.gather(1, near)
 
-    def _heights(self) -> Float[Tensor, " n"]:
-        """Scores less <p_i, x>."""
-        return self.weights if self.encoded else self.weights - self.sites.square().sum(1) / 2
-
-    def _distances(
-        self, x: Float[Tensor, "batch d"], own: Int[Tensor, "batch few"], other: Int[Tensor, "batch many"]
+    def _products(
+        self, own: Int[Tensor, "batch few"], other: Int[Tensor, "batch many"]
     ) -> Float[Tensor, "batch few many"]:
-        """Signed, to the planes between pieces; so few samples at once that the pieces stay in a processor's cache."""
-        squares, heights = self.sites.square().sum(1), self._heights()
-        at_once = max(1, AT_ONCE // (other.shape[1] * x.shape[1]))
-        parts = []
-        for point, first, second in zip(x.split(at_once), own.split(at_once), other.split(at_once), strict=True):
-            theirs = self.sites[second]
-            products = torch.cat([self.sites[first], point[:, None]], 1) @ theirs.mT
-            mine = (self.sites[first] @ point[:, :, None]).squeeze(2) + heights[first]
-            ahead = mine[:, :, None] - (products[:, -1] + heights[second])[:, None]
-            apart = squares[first][:, :, None] + squares[second][:, None] - 2 * products[:, :-1]
-            parts.append(ahead * apart.clamp(min=TINY).rsqrt())
-        return torch.cat(parts)
+        """Inner products of sites: of all where these are few, else of those asked for, some samples at a time."""
+        if len(self.sites) <= ALL_PAIRS:
+            return (self.sites @ self.sites.T)[own[:, :, None], other[:, None]]
+        found = self.sites.new_empty(*own.shape, other.shape[1])
+        at_once = max(1, AT_ONCE[self.sites.device.type == "cuda"] // (other.shape[1] * self.sites.shape[1]))
+        for part, first, second in zip(*(rows.split(at_once) for rows in (found, own, other)), strict=True):
+            torch.bmm(self.sites[first], self.sites[second].mT, out=part)
+        return found
 
 
 def _coarse(device: torch.device) -> torch.dtype:
