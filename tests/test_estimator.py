@@ -14,6 +14,8 @@ from otad.attacks import ThreatModel
 from otad.certificate import certify
 from otad.errors import ModelFolderError
 from otad.evaluation import evaluate
+from otad.fitting import train_cells
+from otad.train import Noise
 
 QUICK = {"epochs": 8, "n_blocks": 2, "width": 32, "device": "cpu", "random_state": 0}
 
@@ -346,6 +348,54 @@ def test_cells_in_principal_components_are_saved(
     np.testing.assert_array_equal(loaded.decision_function(X[:50]), clf.decision_function(X[:50]))
     np.testing.assert_array_equal(loaded.certify(X[:50]).radius, clf.certify(X[:50]).radius)
     assert clf.explain(X[:5], k=2).indices.shape == (5, 2)
+
+
+@pytest.mark.slow
+def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    X, y = (part[:200] for part in digits)
+    chosen: dict = {"pieces": 3, "temperature": 0.3, "ramp": 1.0, "noise": 0.1}
+    clf = OTADClassifier(target_radius=0.5, refinement_options=chosen, **QUICK).fit(X, y)  # type: ignore[arg-type]
+    transport, stem = clf.transport_, clf.backbone_.stem
+    _, expected, pieces = train_cells(
+        stem,
+        torch.tensor(X).float(),
+        torch.tensor(y),
+        transport.samples,
+        transport.y,
+        most=30,
+        seed=clf.seed_,
+        target_radius=0.5,
+        temperature=0.3,
+        ramp=1.0,
+        augment=Noise(0.1),
+    )
+    assert torch.equal(clf.refined_.pieces, pieces)  # type: ignore[union-attr]
+    torch.testing.assert_close(clf.refined_.learned.state_dict(), expected.diagram.state_dict())  # type: ignore[union-attr]
+    clf.save(tmp_path / "model")
+    assert OTADClassifier.load(tmp_path / "model").refinement_options == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "message"),
+    [
+        ({"noise": 0.1}, {}, "needs target_radius"),
+        ({"noise": 0.1}, {"target_radius": 0.5, "refinement": "potential"}, "needs target_radius"),
+        ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise"),
+        ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
+        ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),
+    ],
+)
+def test_wrong_options_of_cells_are_named(
+    options: dict, settings: dict, message: str, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        OTADClassifier(refinement_options=options, **settings).fit(*digits)
+
+
+def test_noise_belongs_to_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    images = digits[0].reshape(-1, 1, 8, 8)
+    with pytest.raises(ValueError, match="noise belongs to tables"):
+        OTADClassifier(target_radius=0.5, refinement_options={"noise": 0.1}).fit(images, digits[1])
 
 
 @pytest.mark.slow

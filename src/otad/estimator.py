@@ -84,6 +84,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         components: of cells: train them in so many principal components of the training samples (tables), so that
             noise in the other directions is not learned by heart. None, or as many as there are columns: all.
         deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
+        refinement_options: of cells, what else may be chosen, as `otad compare` does: "pieces" of a class in the mean,
+            "temperature" and "ramp" of the loss (see `refine_diagram`), "noise" on samples of tables (see `Noise`).
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).
@@ -152,6 +154,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         encoder: str | None = None,
         components: int | None = None,
         deform: bool = True,
+        refinement_options: dict[str, Any] | None = None,
         n_neighbors: int = 10,
         infeasible: str = "relax",
         retrieval: str = "euclidean",
@@ -188,6 +191,7 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         self.encoder = encoder
         self.components = components
         self.deform = deform
+        self.refinement_options = refinement_options
         self.n_neighbors = n_neighbors
         self.infeasible = infeasible
         self.network_width = network_width
@@ -224,6 +228,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.components is not None and inputs.ndim != 2:
             raise ValueError(f"components belong to tables (n, features); X has shape {tuple(inputs.shape)}")
+        if "noise" in (self.refinement_options or {}) and inputs.ndim != 2:
+            raise ValueError("noise belongs to tables (n, features); images are deformed, see deform")
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         training = training_options(parameters, self.seed_)
         self.seconds_: dict[str, float] = {}

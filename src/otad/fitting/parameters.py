@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ALLOWED = {
 }
 WHOLE = ("batch_size", "n_neighbors", "network_width", "network_layers", "network_heads", "network_problems")
 WHOLE_OR_NONE = ("components", "epochs", "n_blocks", "embedding_epochs", "embedding_width")
+REFINEMENT_OPTIONS = {"pieces": 1, "temperature": 1e-6, "ramp": -math.inf, "noise": 0}  # and the least of each
 AT_LEAST = {"alpha": 0, "margin": 0, "smoothness_factor": 1}
 
 
@@ -116,10 +118,16 @@ def _check_retrieval(parameters: Parameters) -> None:
 
 
 def _check_target_radius(parameters: Parameters) -> None:
-    radius = parameters["target_radius"]
-    for name in ("encoder", "components"):
-        if parameters[name] is not None and (radius is None or parameters["refinement"] != "cells"):
+    radius, options = parameters["target_radius"], parameters["refinement_options"] or {}
+    for name in ("encoder", "components", "refinement_options"):
+        if parameters[name] and (radius is None or parameters["refinement"] != "cells"):
             raise ValueError(f"{name} needs target_radius with refinement='cells'; leave it out, or give these")
+    for name, value in options.items():
+        if name not in REFINEMENT_OPTIONS:
+            raise ValueError(f"refinement_options: no {name!r}; known: {', '.join(REFINEMENT_OPTIONS)}")
+        least = REFINEMENT_OPTIONS[name]
+        if not (isinstance(value, Real) and least <= value < math.inf):
+            raise ValueError(f"refinement_options: {name} must be a number of at least {least}; got {value!r}")
     if radius is None:
         return
     if not 0 < radius < math.inf:

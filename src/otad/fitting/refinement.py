@@ -15,7 +15,7 @@ from otad.fitting.cells import encoded, spread, train_cells
 from otad.fitting.parameters import Parameters
 from otad.nn import Backbone, EncodedStem, MaxMinEncoder
 from otad.storage import SavedClassifier
-from otad.train import Deformations, DiagramRefinement, Refinement, anchored_potential, refine
+from otad.train import Deformations, DiagramRefinement, Noise, Refinement, anchored_potential, refine
 from otad.transport import TransportMap
 
 __all__ = ["Refined", "fit_refined", "restored_refined", "usual_cells"]
@@ -70,7 +70,8 @@ def fit_refined(
     """Train on all samples, the encoder along with the pieces, which start at some of the samples.
 
     Args:
-        parameters: of `OTADClassifier`: target_radius, refinement, encoder, components and deform.
+        parameters: of `OTADClassifier`: target_radius, refinement, encoder, components, deform and
+            refinement_options.
         backbone: trained.
         transport: read off it.
         inputs: training samples; images are deformed while training.
@@ -96,10 +97,14 @@ def _fit_cells(
     training: Mapping[str, Any],
 ) -> tuple[Refined, DiagramRefinement]:
     images, encoder, classes = inputs.ndim == 4, parameters["encoder"], backbone.head.out_features
+    options = dict(parameters["refinement_options"] or {})
+    share, noise = options.pop("pieces", None), options.pop("noise", None)
+    if share is None and encoder:
+        share = ENCODED_CELLS
     usual = usual_cells(len(labels)) if images else max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
-    options: dict[str, Any] = {"most": ENCODED_CELLS * classes if encoder else usual, **training}
     if encoder or not images:
-        options["temperature"] = ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE
+        options.setdefault("temperature", ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE)
+    augment = Deformations.usual(inputs) if images and parameters["deform"] else None
     stem, found, pieces = train_cells(
         backbone.stem,
         inputs,
@@ -110,7 +115,9 @@ def _fit_cells(
         components=parameters["components"],
         target_radius=float(parameters["target_radius"]),
         box=(0.0, 1.0) if images and not encoder else None,
-        augment=Deformations.usual(inputs) if images and parameters["deform"] else None,
+        most=usual if share is None else round(share * classes),
+        augment=Noise(noise) if noise else augment,
+        **training,
         **options,
     )
     if found.diagram.n_classes != classes:
