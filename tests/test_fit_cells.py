@@ -12,7 +12,8 @@ from otad.runs import diagrams
 from otad.runs.diagrams import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit_cells
 
 
-def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
+def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 20)  # the tests take no longer for a faster machine
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:300] / 16, dtype=torch.float32), torch.tensor(y[:300])
     fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
@@ -21,10 +22,12 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified() -> None:
     best = max(tried, key=lambda row: (row["rounds"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
-    assert fitted.certify(x).certified(0.4, y.numpy()) == pytest.approx(fitted.facts["after"]["certified"], abs=0.1)
+    # Training counts by single planes; what is proven is at least that.
+    assert fitted.certify(x).certified(0.4, y.numpy()) >= fitted.facts["after"]["certified"] - 0.02 > 0.3
 
 
-def test_wide_tables_may_be_cut_to_their_principal_components() -> None:
+def test_wide_tables_may_be_cut_to_their_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 40)
     draws = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 3
     x = torch.randn(120, 240, generator=draws)
