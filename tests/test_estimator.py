@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -383,10 +384,12 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
         ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise"),
         ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
         ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),
+        ({"noise": 0.1}, {"target_radius": 0.5, "components": 5}, "does not go with components"),
+        ("noise", {"target_radius": 0.5}, "must be a dict"),
     ],
 )
 def test_wrong_options_of_cells_are_named(
-    options: dict, settings: dict, message: str, digits: tuple[np.ndarray, np.ndarray]
+    options: Any, settings: dict, message: str, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
     with pytest.raises(ValueError, match=message):
         OTADClassifier(refinement_options=options, **settings).fit(*digits)

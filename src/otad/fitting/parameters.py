@@ -122,6 +122,10 @@ def _check_target_radius(parameters: Parameters) -> None:
     for name in ("encoder", "components", "refinement_options"):
         if parameters[name] and (radius is None or parameters["refinement"] != "cells"):
             raise ValueError(f"{name} needs target_radius with refinement='cells'; leave it out, or give these")
+    if not isinstance(options, Mapping):
+        raise ValueError(f"refinement_options must be a dict of {', '.join(REFINEMENT_OPTIONS)}; got {options!r}")
+    if options.get("noise") and parameters["components"]:
+        raise ValueError("refinement_options: noise is of all columns and does not go with components; leave one out")
     for name, value in options.items():
         if name not in REFINEMENT_OPTIONS:
             raise ValueError(f"refinement_options: no {name!r}; known: {', '.join(REFINEMENT_OPTIONS)}")
