@@ -579,7 +579,7 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
         "-q",
     ]
     words += ["--device", "cpu"]
-    long = [*words, "--epochs", "400"]
+    long = [*words, "--epochs", "200"]
     with subprocess.Popen(
         long,
         stderr=subprocess.PIPE,
@@ -598,13 +598,13 @@ def test_interrupted_training_goes_on(run: Run, tmp_path: Path) -> None:
         assert process.wait() == 130, err
     assert err.count("\n") == 1
     assert err.startswith("otad: interrupted; the last checkpoint is kept in")
-    assert err.strip().endswith("--epochs 400 --resume")
+    assert err.strip().endswith("--epochs 200 --resume")
     assert {p.name for p in out.iterdir()} == {"checkpoint"}, "nothing half-written"
     # The command it names finishes the work without training the first epochs again.
     again = shlex.split(err.partition("continue with: otad ")[2])
     assert run(*again, "--quiet")[0] == 0
     history = json.loads((out / "metrics.json").read_text())["extra"]["history"]
-    assert [epoch["epoch"] for epoch in history] == list(range(1, 401))
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 201))
 
 
 def test_finished_attacks_outlive_an_interruption(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from otad.train import Noise
 QUICK = {"epochs": 8, "n_blocks": 2, "width": 32, "device": "cpu", "random_state": 0}
 
 
-@parametrize_with_checks([OTADClassifier(n_blocks=2, width=16, learning_rate=5e-3, device="cpu")])  # type: ignore[untyped-decorator]
+@parametrize_with_checks([OTADClassifier(epochs=60, n_blocks=2, width=16, learning_rate=5e-3, device="cpu")])  # type: ignore[untyped-decorator]
 @pytest.mark.slow
 def test_scikit_learn_contract(estimator, check) -> None:  # type: ignore[no-untyped-def]
     check(estimator)
