@@ -308,7 +308,7 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(
     run: Run, tmp_path: Path, refinement: str, options: list[str]
 ) -> None:
     words = ["--refinement", refinement, *options]
-    words += ["--n-train", "200", "--n-test", "40", "--epochs", "4", "--device", "cpu", "--quiet"]
+    words += ["--n-train", "100", "--n-test", "40", "--epochs", "4", "--device", "cpu", "--quiet"]
     words += ["--radii", "0.5", "--attacks", "lines", "--n-attack", "10", "--target-radius", "0.5"]
     code, out, err = run("train", "digits", "--out", tmp_path / "run", *words)
     assert code == 0, err
