@@ -19,7 +19,7 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: py
     fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
-    best = max(tried, key=lambda row: (row["rounds"], row["score"]))
+    best = max(tried, key=lambda row: (row["splits"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     # Training counts by single planes; what is proven is at least that.
@@ -32,13 +32,13 @@ def test_wide_tables_may_be_cut_to_their_principal_components(monkeypatch: pytes
     y = torch.arange(120) % 3
     x = torch.randn(120, 240, generator=draws)
     x[:, :3] += 6.0 * torch.nn.functional.one_hot(y, 3)
+    assert diagrams._cells_for(x) == (*CELLS_OF_WIDE_TABLES, *CELLS_OF_TABLES)
+    rivals = (Cells(100, None, 1.0, 0.25), Cells(4, None, 1.6, 0.25, components=20))
+    monkeypatch.setattr(diagrams, "_cells_for", lambda x: rivals)
     fitted = fit_cells(x, y, ThreatModel("l2", 1.0, None), minutes=1.0)
-    assert len(fitted.facts["validation"]) == len(CELLS_OF_WIDE_TABLES) + len(CELLS_OF_TABLES)
-    chosen = fitted.facts["settings"]["components"]
-    assert isinstance(chosen, int)
-    assert chosen in {tried.components for tried in CELLS_OF_WIDE_TABLES}, "most columns are noise"
+    assert fitted.facts["settings"]["components"] == 20, "most columns are noise"
     module = fitted.module
-    basis = principal_basis(x - x.mean(0), chosen)
+    basis = principal_basis(x - x.mean(0), 20)
     noise = torch.randn(10, 240, generator=draws)
     assert torch.allclose(module(x[:10] + noise - noise @ basis @ basis.T), module(x[:10]), atol=1e-3)
 
@@ -51,18 +51,44 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
     assert facts["validation"] == []
 
 
-def test_the_better_half_meets_again_on_other_samples_for_longer() -> None:
+def test_the_better_half_meets_again_on_other_splits_for_longer() -> None:
     """Three of the five candidates after the first round, then two; an unlucky first round is made up for."""
     truth = {Cells(pieces, None, 1.0, 1.0): float(pieces) for pieces in range(1, 6)}
     best = max(truth, key=lambda tried: truth[tried])
     seen = []
 
-    def score(tried: Cells, turn: int, epochs: int) -> float:
-        seen.append((turn, epochs))
-        return truth[tried] - (2.5 if turn == 0 and tried == best else 0.0)
+    def score(tried: Cells, split: int, epochs: int) -> float:
+        seen.append((split, epochs))
+        return truth[tried] - (2.5 if split == 0 and tried == best else 0.0)
 
-    scores = diagrams._rounds(tuple(truth), score, 4, 10, 0.0, math.inf)
+    scores = diagrams._rounds(tuple(truth), score, 4, 10, 1, 0.0, math.inf)
     assert [len(scores[tried]) for tried in truth] == [1, 1, 2, 3, 3]
     assert scores[best] == [2.5, 5.0, 5.0]
     assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 10)] * 2
-    assert diagrams._rounds(tuple(truth), score, 4, 10, 1.0, -math.inf) == {}
+    assert diagrams._rounds(tuple(truth), score, 4, 10, 1, 1.0, -math.inf) == {}
+    seen.clear()
+    scores = diagrams._rounds(tuple(truth), score, 4, 10, 2, 0.0, math.inf)
+    assert [len(scores[tried]) for tried in truth] == [2, 2, 4, 6, 6]
+    assert seen[:15] == [(0, 4)] * 5 + [(1, 4)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 2
+
+
+def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch takes a second; of later rounds the worse rivals are left out, of the first one the last ones."""
+    tried = [Cells(pieces, None, 1.0, 1.0) for pieces in (4, 3, 2, 1)]
+    clock = [0.0]
+    monkeypatch.setattr(diagrams.time, "perf_counter", lambda: clock[0])
+
+    def score(candidate: Cells, split: int, epochs: int) -> float:
+        clock[0] += epochs
+        return float(candidate.pieces or 0)
+
+    def splits(latest: float, most: int) -> list[int]:
+        clock[0] = 0.0
+        scores = diagrams._rounds(tried, score, 4, 8, most, 4.0, latest)
+        assert clock[0] <= latest
+        return [len(scores.get(candidate, [])) for candidate in tried]
+
+    assert splits(10.0, 1) == [1, 1, 0, 0]
+    assert splits(31.0, 1) == [1, 1, 1, 1]  # 16 seconds, and two rivals would take 16 more
+    assert splits(32.0, 1) == [2, 2, 1, 1]
+    assert splits(64.0, 9) == [4, 4, 2, 2]  # half of the time for each round

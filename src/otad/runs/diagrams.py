@@ -79,8 +79,8 @@ CELLS_OF_WIDE_TABLES = (
 )
 WIDE = 200  # columns
 VALIDATION_SHARE = 0.2
-MEASURED_CELLS = 1000  # held-out samples that cells are chosen by in a round
-ROUNDS = 4
+MEASURED_CELLS = 1000  # held-out samples that cells are chosen by in a round, on one split or on several
+MOST_SPLITS = 8
 COUNTED = 1.6  # times the threat's radius: up to it a certified radius counts in that choice
 TIMED_CELLS = 2048  # samples of the epoch that tells the time of training
 
@@ -93,11 +93,12 @@ def fit_cells(
     One epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
     fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
     the budget for all, and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the
-    certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. The better
-    half goes on to another round, with other held-out samples and twice the epochs (at most the usual ones), and so on;
-    the one with the best mean over all rounds is taken. What would not leave the time of the usual epochs, or half of
-    the budget, for the final training is left out: the last settings of the first round, and later rounds as a whole.
-    Images are certified for perturbations that stay images where there is no encoder.
+    certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there
+    are fewer held-out samples a round goes over up to eight splits, until it has seen 1,000 or used its share of time.
+    The better half goes on to another round, with other splits and twice the epochs (at most the usual ones), and so
+    on; the one with the best mean over all its splits is taken. What would not leave the time of the usual epochs, or
+    half of the budget, for the final training is left out: the last settings of the first round, and the worse ones of
+    later rounds. Images are certified for perturbations that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -150,8 +151,8 @@ def fit_cells(
     latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
 
-    def score(tried: Cells, turn: int, epochs: int) -> float:
-        held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed + turn))
+    def score(tried: Cells, split: int, epochs: int) -> float:
+        held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
         module, facts = trained(every[~held], tried, epochs)
@@ -160,7 +161,8 @@ def fit_cells(
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
-    scores = _rounds(candidates, score, brief, usual, brief * epoch, latest) if len(candidates) > 1 else {}
+    splits = min(MOST_SPLITS, max(1, round(MEASURED_CELLS / (VALIDATION_SHARE * len(y)))))
+    scores = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
     chosen = max(scores, key=lambda tried: (len(scores[tried]), mean(scores[tried])), default=candidates[0])
     epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
     if epochs < usual:
@@ -168,7 +170,7 @@ def fit_cells(
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"score": mean(found), "rounds": len(found)} for tried, found in scores.items()
+        tried._asdict() | {"score": mean(found), "splits": len(found)} for tried, found in scores.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
     return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)
@@ -179,36 +181,45 @@ def _rounds(
     score: Callable[[Cells, int, int], float],
     epochs: int,
     most: int,
+    splits: int,
     expected: float,
     latest: float,
 ) -> dict[Cells, list[float]]:
-    """Scores of each candidate in the rounds that it took part in: the better half of a round goes on to the next.
+    """Scores of each candidate, one a split that it was tried on: the better half of a round goes on to the next.
+
+    A round begins where two rivals at least fit into what time is left, and takes its share of it.
 
     Args:
         candidates: in the order they are tried.
-        score: (candidate, round, epochs) -> score.
+        score: (candidate, split, epochs) -> score.
         epochs: of the first round; each has twice those of the one before.
         most: epochs of any round.
+        splits: of any round, at most.
         expected: seconds of the first candidate.
         latest: when all must be done, by `time.perf_counter`.
     """
     scores: dict[Cells, list[float]] = {}
-    rivals, lasted = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}
-    for turn in range(ROUNDS):
-        if turn and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
-            break
-        for tried in rivals:
-            if (began := time.perf_counter()) + max(lasted.values()) * (turn == 0) > latest:
-                continue
-            scores.setdefault(tried, []).append(score(tried, turn, epochs))
-            lasted[tried] = time.perf_counter() - began
-        rivals = sorted((tried for tried in rivals if tried in scores), key=lambda tried: -mean(scores[tried]))
-        rivals = rivals[: math.ceil(len(rivals) / 2)]
-        if len(rivals) < 2:
-            break
+    rivals, lasted, split = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}, 0
+    while len(rivals) > 1:
+        began = time.perf_counter()
+        until = began + (latest - began) / math.ceil(math.log2(len(rivals)))
+        for turn in range(splits):
+            if turn and time.perf_counter() + sum(lasted[tried] for tried in rivals) > until:
+                break
+            for tried in rivals:
+                start = time.perf_counter()
+                if not scores.get(tried) and start + max(lasted.values()) > latest:
+                    continue
+                scores.setdefault(tried, []).append(score(tried, split, epochs))
+                lasted[tried] = time.perf_counter() - start
+            rivals = [tried for tried in rivals if tried in scores]
+            split += 1
+        rivals = sorted(rivals, key=lambda tried: -mean(scores[tried]))[: math.ceil(len(rivals) / 2)]
         longer = min(most, 2 * epochs)
         lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
         epochs = longer
+        while len(rivals) > 1 and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
+            rivals.pop()
     return scores
 
 
