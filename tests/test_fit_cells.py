@@ -13,13 +13,13 @@ from otad.runs.diagrams import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit
 
 
 def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 20)  # the tests take no longer for a faster machine
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 12)  # the tests take no longer for a faster machine
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:300] / 16, dtype=torch.float32), torch.tensor(y[:300])
     fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
-    best = max(tried, key=lambda row: (row["splits"], row["score"]))
+    best = max(tried, key=lambda row: (row["tried_epochs"], row["splits"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     # Training counts by single planes; what is proven is at least that.
@@ -61,15 +61,19 @@ def test_the_better_half_meets_again_on_other_splits_for_longer() -> None:
         seen.append((split, epochs))
         return truth[tried] - (2.5 if split == 0 and tried == best else 0.0)
 
-    scores = diagrams._rounds(tuple(truth), score, 4, 10, 1, 0.0, math.inf)
-    assert [len(scores[tried]) for tried in truth] == [1, 1, 2, 3, 3]
-    assert scores[best] == [2.5, 5.0, 5.0]
+    chosen, trials = diagrams._rounds(tuple(truth), score, 4, 10, 1, 0.0, math.inf)
+    assert chosen == best
+    assert [trials[tried].epochs for tried in truth] == [4, 4, 8, 10, 10]
+    assert trials[best].scores == [5.0], "those of shorter trainings do not count"
     assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 10)] * 2
-    assert diagrams._rounds(tuple(truth), score, 4, 10, 1, 1.0, -math.inf) == {}
+    first = next(iter(truth))
+    assert diagrams._rounds(tuple(truth), score, 4, 10, 1, 1.0, -math.inf) == (first, {})
     seen.clear()
-    scores = diagrams._rounds(tuple(truth), score, 4, 10, 2, 0.0, math.inf)
-    assert [len(scores[tried]) for tried in truth] == [2, 2, 4, 6, 6]
-    assert seen[:15] == [(0, 4)] * 5 + [(1, 4)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 2
+    _, trials = diagrams._rounds(tuple(truth), score, 4, 10, 2, 0.0, math.inf)
+    assert [len(trials[tried].scores) for tried in truth] == [2] * 5
+    assert seen[:16] == [(0, 4)] * 5 + [(1, 4)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 3
+    _, trials = diagrams._rounds(tuple(truth), score, 10, 10, 2, 0.0, math.inf)
+    assert [len(trials[tried].scores) for tried in truth] == [2, 2, 4, 6, 6], "trainings as long as any all count"
 
 
 def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +88,12 @@ def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def splits(latest: float, most: int) -> list[int]:
         clock[0] = 0.0
-        scores = diagrams._rounds(tried, score, 4, 8, most, 4.0, latest)
+        chosen, trials = diagrams._rounds(tried, score, 4, 4, most, 4.0, latest)
+        assert chosen == tried[0]
         assert clock[0] <= latest
-        return [len(scores.get(candidate, [])) for candidate in tried]
+        return [len(trials[candidate].scores) if candidate in trials else 0 for candidate in tried]
 
     assert splits(10.0, 1) == [1, 1, 0, 0]
-    assert splits(31.0, 1) == [1, 1, 1, 1]  # 16 seconds, and two rivals would take 16 more
-    assert splits(32.0, 1) == [2, 2, 1, 1]
-    assert splits(64.0, 9) == [4, 4, 2, 2]  # half of the time for each round
+    assert splits(23.0, 1) == [1, 1, 1, 1]  # 16 seconds, and two rivals would take 8 more
+    assert splits(24.0, 1) == [2, 2, 1, 1]
+    assert splits(64.0, 9) == [6, 6, 2, 2]  # half of the time for each round

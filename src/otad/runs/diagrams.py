@@ -38,6 +38,7 @@ class Cells(NamedTuple):
         components: principal ones that are kept; None: all.
         ramp: of the loss, see `refine_diagram`.
         noise: on the values of tables while training, all columns being kept, see `Noise`.
+        rate: of training, None: the usual one.
     """
 
     pieces: int | None
@@ -48,6 +49,14 @@ class Cells(NamedTuple):
     components: int | None = None
     ramp: float | None = None
     noise: float | None = None
+    rate: float | None = None
+
+
+class Trial(NamedTuple):
+    """Scores of a candidate, one a split, of trainings of so many epochs: the most that it was tried with."""
+
+    epochs: int
+    scores: list[float]
 
 
 # In the order they are tried while the budget lasts; none need be the estimator's default. Few pieces and a high
@@ -61,14 +70,11 @@ CELLS_OF_GREY_IMAGES = (
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
-    Cells(4, None, 2.0, 0.25),
-    Cells(4, None, 2.0, 0.25, "dense", noise=0.3),
-    Cells(10, None, 2.0, 0.25, noise=0.3),
-    Cells(10, None, 1.3, 0.25, "dense"),
-    Cells(100, None, 1.0, 0.25),
-    Cells(4, None, 1.6, 0.35, "dense", noise=0.3),
-    Cells(1, None, 1.6, 0.5, "dense"),
     Cells(4, None, 1.6, 0.25, noise=0.1),
+    Cells(10, None, 1.6, 0.25, "dense", noise=0.3, rate=1e-2),
+    Cells(100, None, 1.0, 0.25),
+    Cells(10, None, 1.0, 0.25, "dense"),
+    Cells(1, None, 1.6, 0.5, "dense"),
 )
 # Before those: what varies in so many columns, as expressions of genes do, is mostly noise.
 CELLS_OF_WIDE_TABLES = (
@@ -96,9 +102,9 @@ def fit_cells(
     certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there
     are fewer held-out samples a round goes over up to eight splits, until it has seen 1,000 or used its share of time.
     The better half goes on to another round, with other splits and twice the epochs (at most the usual ones), and so
-    on; the one with the best mean over all its splits is taken. What would not leave the time of the usual epochs, or
-    half of the budget, for the final training is left out: the last settings of the first round, and the worse ones of
-    later rounds. Images are certified for perturbations that stay images where there is no encoder.
+    on; scores of as many epochs count as one mean, those of fewer no more. What would not leave the time of the usual
+    epochs, or half of the budget, for the final training is left out: the last settings of the first round, and the
+    worse ones of later rounds. Images are certified for perturbations that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -125,6 +131,7 @@ def fit_cells(
             target_radius=tried.reach * threat.eps,
             temperature=tried.temperature,
             ramp=tried.ramp,
+            learning_rate=tried.rate,
             epochs=epochs,
             augment=_changes(x, tried),
             box=None if tried.encoder else threat.box,
@@ -162,15 +169,15 @@ def fit_cells(
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
     splits = min(MOST_SPLITS, max(1, round(MEASURED_CELLS / (VALIDATION_SHARE * len(y)))))
-    scores = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
-    chosen = max(scores, key=lambda tried: (len(scores[tried]), mean(scores[tried])), default=candidates[0])
+    chosen, trials = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
     epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
     if epochs < usual:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"score": mean(found), "splits": len(found)} for tried, found in scores.items()
+        tried._asdict() | {"score": mean(trial.scores), "splits": len(trial.scores), "tried_epochs": trial.epochs}
+        for tried, trial in trials.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
     return Fitted(module, functools.partial(certify, module, box=threat.box), facts, knowledge)
@@ -184,8 +191,8 @@ def _rounds(
     splits: int,
     expected: float,
     latest: float,
-) -> dict[Cells, list[float]]:
-    """Scores of each candidate, one a split that it was tried on: the better half of a round goes on to the next.
+) -> tuple[Cells, dict[Cells, Trial]]:
+    """The best candidate, and what was tried: the better half of a round goes on to the next.
 
     A round begins where two rivals at least fit into what time is left, and takes its share of it.
 
@@ -198,7 +205,7 @@ def _rounds(
         expected: seconds of the first candidate.
         latest: when all must be done, by `time.perf_counter`.
     """
-    scores: dict[Cells, list[float]] = {}
+    trials: dict[Cells, Trial] = {}
     rivals, lasted, split = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}, 0
     while len(rivals) > 1:
         began = time.perf_counter()
@@ -208,19 +215,21 @@ def _rounds(
                 break
             for tried in rivals:
                 start = time.perf_counter()
-                if not scores.get(tried) and start + max(lasted.values()) > latest:
+                if tried not in trials and start + max(lasted.values()) > latest:
                     continue
-                scores.setdefault(tried, []).append(score(tried, split, epochs))
+                if tried not in trials or trials[tried].epochs < epochs:
+                    trials[tried] = Trial(epochs, [])
+                trials[tried].scores.append(score(tried, split, epochs))
                 lasted[tried] = time.perf_counter() - start
-            rivals = [tried for tried in rivals if tried in scores]
+            rivals = [tried for tried in rivals if tried in trials]
             split += 1
-        rivals = sorted(rivals, key=lambda tried: -mean(scores[tried]))[: math.ceil(len(rivals) / 2)]
+        rivals = sorted(rivals, key=lambda tried: -mean(trials[tried].scores))[: math.ceil(len(rivals) / 2)]
         longer = min(most, 2 * epochs)
         lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
         epochs = longer
         while len(rivals) > 1 and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
             rivals.pop()
-    return scores
+    return rivals[0] if rivals else candidates[0], trials
 
 
 def _changes(x: Tensor, tried: Cells) -> Augment | None:
