@@ -38,7 +38,7 @@ class Cells(NamedTuple):
         components: principal ones that are kept; None: all.
         ramp: of the loss, see `refine_diagram`.
         noise: on the values of tables while training, all columns being kept, see `Noise`.
-        rate: of training, None: the usual one.
+        learning_rate: None: the usual one.
     """
 
     pieces: int | None
@@ -49,7 +49,7 @@ class Cells(NamedTuple):
     components: int | None = None
     ramp: float | None = None
     noise: float | None = None
-    rate: float | None = None
+    learning_rate: float | None = None
 
 
 class Trial(NamedTuple):
@@ -71,7 +71,7 @@ CELLS_OF_GREY_IMAGES = (
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
     Cells(4, None, 1.6, 0.25, noise=0.1),
-    Cells(10, None, 1.6, 0.25, "dense", noise=0.3, rate=1e-2),
+    Cells(10, None, 1.6, 0.25, "dense", noise=0.3, learning_rate=1e-2),
     Cells(100, None, 1.0, 0.25),
     Cells(10, None, 1.0, 0.25, "dense"),
     Cells(1, None, 1.6, 0.5, "dense"),
@@ -131,7 +131,7 @@ def fit_cells(
             target_radius=tried.reach * threat.eps,
             temperature=tried.temperature,
             ramp=tried.ramp,
-            learning_rate=tried.rate,
+            learning_rate=tried.learning_rate,
             epochs=epochs,
             augment=_changes(x, tried),
             box=None if tried.encoder else threat.box,
