@@ -29,13 +29,8 @@ ALLOWED = {
 }
 WHOLE = ("batch_size", "n_neighbors", "network_width", "network_layers", "network_heads", "network_problems")
 WHOLE_OR_NONE = ("components", "epochs", "n_blocks", "embedding_epochs", "embedding_width")
-REFINEMENT_OPTIONS = {
-    "pieces": 1,
-    "temperature": 1e-6,
-    "ramp": -math.inf,
-    "noise": 0,
-    "learning_rate": 1e-9,
-}  # and the least
+# And the least of each.
+REFINEMENT_OPTIONS = {"pieces": 1, "temperature": 1e-6, "ramp": -math.inf, "noise": 0, "learning_rate": 1e-9}
 AT_LEAST = {"alpha": 0, "margin": 0, "smoothness_factor": 1}
 
 
