@@ -1,25 +1,30 @@
 """otad-cells: settings chosen on held-out training samples, within a budget."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from otad.attacks.threat_model import ThreatModel
+from otad.fitting import train_cells
 from otad.fitting.cells import principal_basis
 from otad.runs import diagrams
 from otad.runs.diagrams import CELLS_OF_TABLES, CELLS_OF_WIDE_TABLES, Cells, fit_cells
+from otad.train import Noise
 
 
 def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 12)  # the tests take no longer for a faster machine
+    monkeypatch.setattr(diagrams, "MOST_SPLITS", 2)
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:300] / 16, dtype=torch.float32), torch.tensor(y[:300])
     fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
-    best = max(tried, key=lambda row: (row["tried_epochs"], row["splits"], row["score"]))
+    assert all(row["splits"] >= 2 for row in tried)
+    best = max(tried, key=lambda row: (row["splits"], row["epochs"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     # Training counts by single planes; what is proven is at least that.
@@ -51,49 +56,75 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
     assert facts["validation"] == []
 
 
+def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    rivals = (
+        Cells(2, None, 1.5, 0.3, "dense", ramp=1.0, noise=0.2, learning_rate=1e-2),
+        Cells(1, None, 1.0, 0.5, components=5),
+    )
+    monkeypatch.setattr(diagrams, "_cells_for", lambda x: rivals)
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 1)
+    seen = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(options)
+        return train_cells(*args, **options)
+
+    monkeypatch.setattr(diagrams, "train_cells", spy)
+    X, y = load_digits(return_X_y=True)
+    fit_cells(torch.tensor(X[:100] / 16).float(), torch.tensor(y[:100]), ThreatModel("l2", 0.4, None), minutes=1.0)
+    names = ("most", "target_radius", "temperature", "encoder", "components", "ramp", "augment", "learning_rate")
+    trained = {tuple(options[name] for name in names) for options in seen}
+    first = 20, pytest.approx(0.6), 0.3, "dense", None, 1.0, Noise(0.2), 1e-2
+    second = 10, pytest.approx(0.4), 0.5, None, 5, None, None, None
+    assert len(trained) == 2
+    assert all(options in (first, second) for options in trained)
+    assert len(seen) == 2 + 2 * diagrams.MOST_SPLITS + 1, "two to tell the time, and one of all samples"
+
+
 def test_the_better_half_meets_again_on_other_splits_for_longer() -> None:
-    """Three of the five candidates after the first round, then two; an unlucky first round is made up for."""
+    """Three of the five candidates after the first round, then two; an unlucky split is made up for."""
     truth = {Cells(pieces, None, 1.0, 1.0): float(pieces) for pieces in range(1, 6)}
-    best = max(truth, key=lambda tried: truth[tried])
+    first, best = min(truth, key=lambda tried: truth[tried]), max(truth, key=lambda tried: truth[tried])
     seen = []
 
     def score(tried: Cells, split: int, epochs: int) -> float:
         seen.append((split, epochs))
         return truth[tried] - (2.5 if split == 0 and tried == best else 0.0)
 
-    chosen, trials = diagrams._rounds(tuple(truth), score, 4, 10, 1, 0.0, math.inf)
+    chosen, trials = diagrams._rounds(tuple(truth), score, 4, 15, 1, 0.0, math.inf)
     assert chosen == best
-    assert [trials[tried].epochs for tried in truth] == [4, 4, 8, 10, 10]
-    assert trials[best].scores == [5.0], "those of shorter trainings do not count"
-    assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 10)] * 2
-    first = next(iter(truth))
-    assert diagrams._rounds(tuple(truth), score, 4, 10, 1, 1.0, -math.inf) == (first, {})
+    assert [trials[tried].epochs for tried in truth] == [4, 4, 8, 8, 8]
+    assert trials[best].scores == [5.0, 5.0], "those of shorter trainings do not count"
+    assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 8)] * 2, "no training is longer than the usual one"
+    assert diagrams._rounds(tuple(truth), score, 4, 15, 1, 1.0, -math.inf) == (first, {})
     seen.clear()
-    _, trials = diagrams._rounds(tuple(truth), score, 4, 10, 2, 0.0, math.inf)
-    assert [len(trials[tried].scores) for tried in truth] == [2] * 5
-    assert seen[:16] == [(0, 4)] * 5 + [(1, 4)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 3
-    _, trials = diagrams._rounds(tuple(truth), score, 10, 10, 2, 0.0, math.inf)
-    assert [len(trials[tried].scores) for tried in truth] == [2, 2, 4, 6, 6], "trainings as long as any all count"
+    chosen, trials = diagrams._rounds(tuple(truth), score, 8, 15, 2, 0.0, math.inf)
+    assert chosen == best
+    assert [len(trials[tried].scores) for tried in truth] == [2, 2, 4, 6, 6]
+    assert seen[:16] == [(0, 8)] * 5 + [(1, 8)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 3
 
 
 def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch takes a second; of later rounds the worse rivals are left out, of the first one the last ones."""
+    """Where not all fit the last candidates are left out of the first round, and the worse rivals of later ones."""
     tried = [Cells(pieces, None, 1.0, 1.0) for pieces in (4, 3, 2, 1)]
     clock = [0.0]
     monkeypatch.setattr(diagrams.time, "perf_counter", lambda: clock[0])
 
     def score(candidate: Cells, split: int, epochs: int) -> float:
-        clock[0] += epochs
+        clock[0] += epochs * (1 if candidate in tried[::2] else 3)  # seconds
         return float(candidate.pieces or 0)
 
-    def splits(latest: float, most: int) -> list[int]:
+    def splits(latest: float, most: int, expected: float = 12.0) -> list[int]:
         clock[0] = 0.0
-        chosen, trials = diagrams._rounds(tried, score, 4, 4, most, 4.0, latest)
+        chosen, trials = diagrams._rounds(tried, score, 4, 4, most, expected, latest)
         assert chosen == tried[0]
         assert clock[0] <= latest
         return [len(trials[candidate].scores) if candidate in trials else 0 for candidate in tried]
 
-    assert splits(10.0, 1) == [1, 1, 0, 0]
-    assert splits(23.0, 1) == [1, 1, 1, 1]  # 16 seconds, and two rivals would take 8 more
-    assert splits(24.0, 1) == [2, 2, 1, 1]
-    assert splits(64.0, 9) == [6, 6, 2, 2]  # half of the time for each round
+    assert splits(23.0, 1) == [0, 0, 0, 0], "one alone need not be tried"
+    assert splits(24.0, 1) == [1, 1, 0, 0]
+    assert splits(36.0, 1) == [2, 2, 1, 0]  # 20 seconds, and 16 for two rivals
+    assert splits(40.0, 1, expected=10.0) == [1, 1, 1, 1]  # 32 seconds
+    assert splits(48.0, 1) == [2, 2, 1, 1]
+    assert splits(100.0, 9) == [5, 5, 1, 1]  # no second split beyond half of the time
+    assert splits(200.0, 9) == [9, 9, 3, 3]

@@ -96,7 +96,7 @@ def test_planes_are_those_of_a_search(
 ) -> None:
     """The best four of the label against the best eight of each other class, by loops; one sample at a time, too.
 
-    In half precision pieces that are nearly as good may be found instead.
+    In half precision pieces that are nearly as good may be found instead, whose least distance is about the same.
     """
     monkeypatch.setattr("otad.train.diagram._coarse", lambda device: coarse)
     draws = torch.Generator().manual_seed(0)
@@ -121,7 +121,8 @@ def test_planes_are_those_of_a_search(
         monkeypatch.setattr("otad.train.diagram.ALL_PAIRS", pairs)
         monkeypatch.setattr("otad.train.diagram.AT_ONCE", (numbers, numbers))
         found = diagram(x, y).sort(1).values
-        torch.testing.assert_close(found, expected.sort(1).values, atol=within, rtol=within)
+        compared = slice(None) if coarse == torch.float32 else slice(1)
+        torch.testing.assert_close(found[:, compared], expected.sort(1).values[:, compared], atol=within, rtol=within)
 
 
 @pytest.mark.parametrize("box", [None, (torch.full((5,), -1.0).double(), torch.full((5,), 1.0).double())])

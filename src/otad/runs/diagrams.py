@@ -87,6 +87,7 @@ WIDE = 200  # columns
 VALIDATION_SHARE = 0.2
 MEASURED_CELLS = 1000  # held-out samples that cells are chosen by in a round, on one split or on several
 MOST_SPLITS = 8
+APART = 1000  # splits of one seed and the next
 COUNTED = 1.6  # times the threat's radius: up to it a certified radius counts in that choice
 TIMED_CELLS = 2048  # samples of the epoch that tells the time of training
 
@@ -101,10 +102,11 @@ def fit_cells(
     the budget for all, and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the
     certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there
     are fewer held-out samples a round goes over up to eight splits, until it has seen 1,000 or used its share of time.
-    The better half goes on to another round, with other splits and twice the epochs (at most the usual ones), and so
-    on; scores of as many epochs count as one mean, those of fewer no more. What would not leave the time of the usual
-    epochs, or half of the budget, for the final training is left out: the last settings of the first round, and the
-    worse ones of later rounds. Images are certified for perturbations that stay images where there is no encoder.
+    The better half goes on to another round, with other splits and twice the epochs (where these are no more than the
+    usual ones), and so on; scores after equally many epochs are averaged, those after fewer are dropped. What would not
+    leave the time of the usual epochs, or half of the budget, for the final training is left out: the last settings of
+    the first round, and the worse ones of later rounds. Images are certified for perturbations that stay images where
+    there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -116,6 +118,8 @@ def fit_cells(
     """
     deadline, classes = time.perf_counter() + 60 * minutes, int(y.max()) + 1
     candidates = _cells_for(x)
+    if int(torch.bincount(y).max()) < 2:
+        candidates = candidates[:1]  # nothing can be held out
 
     def trained(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
         inputs, labels = x[rows], y[rows]
@@ -151,6 +155,7 @@ def fit_cells(
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
     most = max(candidates, key=_cost)
+    trained(some, most, 1)  # what is set up once does not count
     epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
@@ -159,7 +164,7 @@ def fit_cells(
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
 
     def score(tried: Cells, split: int, epochs: int) -> float:
-        held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, seed + split))
+        held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, APART * seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
         module, facts = trained(every[~held], tried, epochs)
@@ -168,7 +173,7 @@ def fit_cells(
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
-    splits = min(MOST_SPLITS, max(1, round(MEASURED_CELLS / (VALIDATION_SHARE * len(y)))))
+    splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
     chosen, trials = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
     epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
     if epochs < usual:
@@ -176,7 +181,7 @@ def fit_cells(
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"score": mean(trial.scores), "splits": len(trial.scores), "tried_epochs": trial.epochs}
+        tried._asdict() | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": trial.epochs}
         for tried, trial in trials.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
@@ -194,42 +199,40 @@ def _rounds(
 ) -> tuple[Cells, dict[Cells, Trial]]:
     """The best candidate, and what was tried: the better half of a round goes on to the next.
 
-    A round begins where two rivals at least fit into what time is left, and takes its share of it.
+    A round begins where two rivals at least fit into what time is left, and begins no further split beyond its share.
 
     Args:
         candidates: in the order they are tried.
         score: (candidate, split, epochs) -> score.
-        epochs: of the first round; each has twice those of the one before.
+        epochs: of the first round; each has twice those of the one before where these are not more than `most`.
         most: epochs of any round.
         splits: of any round, at most.
-        expected: seconds of the first candidate.
+        expected: seconds of a candidate in the first round.
         latest: when all must be done, by `time.perf_counter`.
     """
     trials: dict[Cells, Trial] = {}
-    rivals, lasted, split = list(candidates), dict.fromkeys(candidates, 0.0) | {candidates[0]: expected}, 0
-    while len(rivals) > 1:
+    rivals, lasted, split = list(candidates), dict.fromkeys(candidates, expected), 0
+    while True:
         began = time.perf_counter()
+        while len(rivals) > 1 and began + sum(lasted[tried] for tried in rivals) > latest:
+            rivals.pop()
+        if len(rivals) == 1:
+            return rivals[0], trials
         until = began + (latest - began) / math.ceil(math.log2(len(rivals)))
         for turn in range(splits):
             if turn and time.perf_counter() + sum(lasted[tried] for tried in rivals) > until:
                 break
             for tried in rivals:
                 start = time.perf_counter()
-                if tried not in trials and start + max(lasted.values()) > latest:
-                    continue
                 if tried not in trials or trials[tried].epochs < epochs:
                     trials[tried] = Trial(epochs, [])
                 trials[tried].scores.append(score(tried, split, epochs))
                 lasted[tried] = time.perf_counter() - start
-            rivals = [tried for tried in rivals if tried in trials]
             split += 1
         rivals = sorted(rivals, key=lambda tried: -mean(trials[tried].scores))[: math.ceil(len(rivals) / 2)]
-        longer = min(most, 2 * epochs)
-        lasted = {tried: lasted[tried] * longer / epochs for tried in rivals}
-        epochs = longer
-        while len(rivals) > 1 and time.perf_counter() + sum(lasted[tried] for tried in rivals) > latest:
-            rivals.pop()
-    return rivals[0] if rivals else candidates[0], trials
+        if 2 * epochs <= most:
+            lasted = {tried: 2 * lasted[tried] for tried in rivals}
+            epochs *= 2
 
 
 def _changes(x: Tensor, tried: Cells) -> Augment | None:
