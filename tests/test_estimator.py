@@ -1,6 +1,7 @@
 """The estimator: scikit-learn's contract, exact fit, saving, bad input."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,7 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
         ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise, learning_rate"),
         ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
         ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),
+        ({"ramp": math.nan}, {"target_radius": 0.5}, "ramp must be a number; got nan"),
         ({"noise": 0.1}, {"target_radius": 0.5, "components": 5}, "does not go with components"),
         ("noise", {"target_radius": 0.5}, "must be a dict"),
     ],

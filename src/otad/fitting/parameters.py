@@ -132,7 +132,8 @@ def _check_target_radius(parameters: Parameters) -> None:
             raise ValueError(f"refinement_options: no {name!r}; known: {', '.join(REFINEMENT_OPTIONS)}")
         least = REFINEMENT_OPTIONS[name]
         if not (isinstance(value, Real) and least <= value < math.inf):
-            raise ValueError(f"refinement_options: {name} must be a number of at least {least}; got {value!r}")
+            bound = "" if least == -math.inf else f" of at least {least}"
+            raise ValueError(f"refinement_options: {name} must be a number{bound}; got {value!r}")
     if radius is None:
         return
     if not 0 < radius < math.inf:
