@@ -97,7 +97,7 @@ def fit_cells(
 ) -> Fitted:
     """A power diagram trained for its certificate at the threat's radius, within a budget of training time.
 
-    One epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
+    An epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
     fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
     the budget for all, and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the
     certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there
