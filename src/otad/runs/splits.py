@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Splits:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = residual_mlp(samples.x_train.mean(0), int(samples.y_train.max()) + 1)
-        epochs = max(SOURCE_EPOCHS, SOURCE_STEPS * SOURCE_BATCH // len(samples.x_train))
+        epochs = max(SOURCE_EPOCHS, SOURCE_STEPS // math.ceil(len(samples.x_train) / SOURCE_BATCH))
         fit_backbone(
             network, samples.x_train, samples.y_train, alpha=0.0, epochs=epochs, batch_size=SOURCE_BATCH, seed=seed
         )
