@@ -355,7 +355,7 @@ def test_cells_in_principal_components_are_saved(
 @pytest.mark.slow
 def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     X, y = (part[:200] for part in digits)
-    chosen: dict = {"pieces": 3, "temperature": 0.3, "ramp": 1.0, "noise": 0.1, "learning_rate": 0.1}
+    chosen: dict = {"pieces": 3, "temperature": 0.3, "ramp": 1.0, "noise": 0.1, "learning_rate": 0.1, "epochs": 3}
     clf = OTADClassifier(target_radius=0.5, refinement_options=chosen, **QUICK).fit(X, y)  # type: ignore[arg-type]
     transport, stem = clf.transport_, clf.backbone_.stem
     _, expected, pieces = train_cells(
@@ -370,6 +370,7 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
         temperature=0.3,
         ramp=1.0,
         learning_rate=0.1,
+        epochs=3,
         augment=Noise(0.1),
     )
     assert torch.equal(clf.refined_.pieces, pieces)  # type: ignore[union-attr]
@@ -384,6 +385,7 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
         ({"noise": 0.1}, {}, "needs target_radius"),
         ({"noise": 0.1}, {"target_radius": 0.5, "refinement": "potential"}, "needs target_radius"),
         ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise, learning_rate"),
+        ({"epochs": 2.5}, {"target_radius": 0.5}, "epochs must be a whole number of at least 1; got 2.5"),
         ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
         ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),
         ({"ramp": math.nan}, {"target_radius": 0.5}, "ramp must be a number; got nan"),

@@ -24,7 +24,7 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: py
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
     assert all(row["splits"] >= 2 for row in tried)
-    best = max(tried, key=lambda row: (row["splits"], row["epochs"], row["score"]))
+    best = max(tried, key=lambda row: (row["splits"], row["epochs"] / row["longer"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     # Training counts by single planes; what is proven is at least that.
@@ -58,11 +58,11 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
 
 def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     rivals = (
-        Cells(2, None, 1.5, 0.3, "dense", ramp=1.0, noise=0.2, learning_rate=1e-2),
+        Cells(2, None, 1.5, 0.3, "dense", ramp=1.0, noise=0.2, learning_rate=1e-2, longer=3),
         Cells(1, None, 1.0, 0.5, components=5),
     )
     monkeypatch.setattr(diagrams, "_cells_for", lambda x: rivals)
-    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 1)
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 2)
     seen = []
 
     def spy(*args: Any, **options: Any) -> Any:
@@ -78,6 +78,7 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
     second = 10, pytest.approx(0.4), 0.5, None, 5, None, None, None
     assert len(trained) == 2
     assert all(options in (first, second) for options in trained)
+    assert {(options["most"], options["epochs"]) for options in seen[2:]} <= {(20, 6), (10, 2)}, "three times as long"
     assert len(seen) == 2 + 2 * diagrams.MOST_SPLITS + 1, "two to tell the time, and one of all samples"
 
 

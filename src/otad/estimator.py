@@ -85,8 +85,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             noise in the other directions is not learned by heart. None, or as many as there are columns: all.
         deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
         refinement_options: of cells, what else may be chosen, as `otad compare` does: "pieces" of a class in the mean,
-            "temperature" and "ramp" of the loss and "learning_rate" (see `refine_diagram`), "noise" on samples of
-            tables with all their columns (see `Noise`).
+            "temperature" and "ramp" of the loss, "learning_rate" and "epochs" (see `refine_diagram`), "noise" on
+            samples of tables with all their columns (see `Noise`).
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,14 @@ ALLOWED = {
 WHOLE = ("batch_size", "n_neighbors", "network_width", "network_layers", "network_heads", "network_problems")
 WHOLE_OR_NONE = ("components", "epochs", "n_blocks", "embedding_epochs", "embedding_width")
 # And the least of each.
-REFINEMENT_OPTIONS = {"pieces": 1, "temperature": 1e-6, "ramp": -math.inf, "noise": 0, "learning_rate": 1e-9}
+REFINEMENT_OPTIONS = {
+    "pieces": 1,
+    "temperature": 1e-6,
+    "ramp": -math.inf,
+    "noise": 0,
+    "learning_rate": 1e-9,
+    "epochs": 1,
+}
 AT_LEAST = {"alpha": 0, "margin": 0, "smoothness_factor": 1}
 
 
@@ -131,9 +138,11 @@ def _check_target_radius(parameters: Parameters) -> None:
         if name not in REFINEMENT_OPTIONS:
             raise ValueError(f"refinement_options: no {name!r}; known: {', '.join(REFINEMENT_OPTIONS)}")
         least = REFINEMENT_OPTIONS[name]
-        if not (isinstance(value, Real) and least <= value < math.inf):
+        kind = Integral if name == "epochs" else Real
+        if not (isinstance(value, kind) and least <= value < math.inf):
             bound = "" if least == -math.inf else f" of at least {least}"
-            raise ValueError(f"refinement_options: {name} must be a number{bound}; got {value!r}")
+            number = "a whole number" if kind is Integral else "a number"
+            raise ValueError(f"refinement_options: {name} must be {number}{bound}; got {value!r}")
     if radius is None:
         return
     if not 0 < radius < math.inf:

@@ -39,6 +39,7 @@ class Cells(NamedTuple):
         ramp: of the loss, see `refine_diagram`.
         noise: on the values of tables while training, all columns being kept, see `Noise`.
         learning_rate: None: the usual one.
+        longer: epochs, times as many as usual.
     """
 
     pieces: int | None
@@ -50,17 +51,19 @@ class Cells(NamedTuple):
     ramp: float | None = None
     noise: float | None = None
     learning_rate: float | None = None
+    longer: int = 1
 
 
 class Trial(NamedTuple):
-    """Scores of a candidate, one a split, of trainings of so many epochs: the most that it was tried with."""
+    """Scores of a candidate, one a split, of the longest trainings it had: of so many epochs, times `longer`."""
 
     epochs: int
     scores: list[float]
 
 
-# In the order they are tried while the budget lasts; none need be the estimator's default. Few pieces and a high
-# temperature learn less by heart, which small tables need; pieces of photographs want an encoder below them, while
+# In the order they are tried while the budget lasts; none need be the estimator's default. Few pieces, a high
+# temperature and noise (for which training takes longer) learn less by heart, which small tables need, and a low
+# temperature suits classes that many samples keep apart; pieces of photographs want an encoder below them, while
 # those of grey images live by the box, which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
@@ -70,10 +73,9 @@ CELLS_OF_GREY_IMAGES = (
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
-    Cells(4, None, 1.6, 0.25, noise=0.1),
-    Cells(10, None, 1.6, 0.25, "dense", noise=0.3, learning_rate=1e-2),
-    Cells(100, None, 1.0, 0.25),
-    Cells(10, None, 1.0, 0.25, "dense"),
+    Cells(4, None, 1.6, 0.25, noise=0.1, longer=2),
+    Cells(4, None, 1.35, 0.05, "dense"),
+    Cells(10, None, 1.8, 0.4, "dense", noise=0.2, learning_rate=1e-2, longer=2),
     Cells(1, None, 1.6, 0.5, "dense"),
 )
 # Before those: what varies in so many columns, as expressions of genes do, is mostly noise.
@@ -98,15 +100,15 @@ def fit_cells(
     """A power diagram trained for its certificate at the threat's radius, within a budget of training time.
 
     An epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
-    fifths of the training samples, for a fifth of the usual epochs or for more where that takes less than a quarter of
-    the budget for all, and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the
-    certified radius, which is 0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there
-    are fewer held-out samples a round goes over up to eight splits, until it has seen 1,000 or used its share of time.
-    The better half goes on to another round, with other splits and twice the epochs (where these are no more than the
-    usual ones), and so on; scores after equally many epochs are averaged, those after fewer are dropped. What would not
-    leave the time of the usual epochs, or half of the budget, for the final training is left out: the last settings of
-    the first round, and the worse ones of later rounds. Images are certified for perturbations that stay images where
-    there is no encoder.
+    fifths of the training samples, for a fifth of the usual epochs (its own usual ones, see `Cells`) or for more where
+    that takes less than a quarter of the budget for all, and certified on the rest (at most 1,000); its score is the
+    accuracy plus the mean of the certified radius, which is 0 for wrong labels and counts in units of 1.6 times the
+    threat's, up to one. Where there are fewer held-out samples a round goes over up to eight splits, until it has seen
+    1,000 or used its share of time. The better half goes on to another round, with other splits and twice the epochs
+    (where these are no more than the usual ones), and so on; scores after equally many epochs are averaged, those after
+    fewer are dropped. What would not leave the time of the usual epochs, or half of the budget, for the final training
+    is left out: the last settings of the first round, and the worse ones of later rounds. Images are certified for
+    perturbations that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -159,29 +161,32 @@ def fit_cells(
     epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
-    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (len(candidates) * epoch))))
-    latest = deadline - min(usual * epoch, left / 2)  # for the final training to begin
+    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
+    longest = usual * max(tried.longer for tried in candidates)
+    latest = deadline - min(longest * epoch, left / 2)  # for the final training to begin
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
 
     def score(tried: Cells, split: int, epochs: int) -> float:
         held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, APART * seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
-        module, facts = trained(every[~held], tried, epochs)
-        seconds[tried] = facts["seconds"] / epochs * len(y) / int((~held).sum())
+        module, facts = trained(every[~held], tried, tried.longer * epochs)
+        seconds[tried] = facts["seconds"] / facts["epochs"] * len(y) / int((~held).sum())
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
     splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
     chosen, trials = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
-    epochs = max(1, min(usual, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
-    if epochs < usual:
-        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, usual)
+    full = chosen.longer * usual
+    epochs = max(1, min(full, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
+    if epochs < full:
+        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, full)
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
-        tried._asdict() | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": trial.epochs}
+        tried._asdict()
+        | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": tried.longer * trial.epochs}
         for tried, trial in trials.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
@@ -207,11 +212,11 @@ def _rounds(
         epochs: of the first round; each has twice those of the one before where these are not more than `most`.
         most: epochs of any round.
         splits: of any round, at most.
-        expected: seconds of a candidate in the first round.
+        expected: seconds of a candidate in the first round, of one that is trained `longer` so many times as much.
         latest: when all must be done, by `time.perf_counter`.
     """
     trials: dict[Cells, Trial] = {}
-    rivals, lasted, split = list(candidates), dict.fromkeys(candidates, expected), 0
+    rivals, lasted, split = list(candidates), {tried: tried.longer * expected for tried in candidates}, 0
     while True:
         began = time.perf_counter()
         while len(rivals) > 1 and began + sum(lasted[tried] for tried in rivals) > latest:
