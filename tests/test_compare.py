@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,7 @@ from otad.runs.compare import judged_again
 from otad.runs.fitted import Fitted
 from otad.runs.methods import fit_otad
 from otad.runs.radii import radii_for
+from otad.runs.splits import source_epochs
 
 pytestmark = pytest.mark.slow
 
@@ -419,3 +421,10 @@ def test_ctrl_c_says_how_to_go_on(command: Command, tmp_path: Path, monkeypatch:
     assert err.count("\n") == 1
     assert f"finished cells are kept in {tmp_path / 'cells'}; go on with: otad compare digits --methods 1-nn,und" in err
     assert set(files(tmp_path)) == {"cells/digits/1-nn/seed-0.json"}
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 3000, 60_000])
+def test_the_network_to_transfer_from_takes_hundreds_of_steps_whatever_the_samples(n: int) -> None:
+    epochs, a_pass = source_epochs(n), math.ceil(n / 128)
+    assert epochs >= 6
+    assert 200 < epochs * a_pass <= max(300, 6 * a_pass)

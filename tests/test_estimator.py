@@ -384,7 +384,7 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
     [
         ({"noise": 0.1}, {}, "needs target_radius"),
         ({"noise": 0.1}, {"target_radius": 0.5, "refinement": "potential"}, "needs target_radius"),
-        ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise, learning_rate"),
+        ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise, learning_rate, epochs"),
         ({"epochs": 2.5}, {"target_radius": 0.5}, "epochs must be a whole number of at least 1; got 2.5"),
         ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
         ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),

@@ -53,13 +53,14 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
     x, y = torch.tensor(X[:200] / 16, dtype=torch.float32), torch.tensor(y[:200])
     facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1e-6).facts
     assert facts["epochs"] == 1
+    assert facts["settings"]["longer"] == 1, "the final training would be as short for all"
     assert facts["validation"] == []
 
 
 def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     rivals = (
         Cells(2, None, 1.5, 0.3, "dense", ramp=1.0, noise=0.2, learning_rate=1e-2, longer=3),
-        Cells(1, None, 1.0, 0.5, components=5),
+        Cells(1, None, 1.0, 0.5, components=5, longer=2),
     )
     monkeypatch.setattr(diagrams, "_cells_for", lambda x: rivals)
     monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 2)
@@ -71,14 +72,17 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(diagrams, "train_cells", spy)
     X, y = load_digits(return_X_y=True)
-    fit_cells(torch.tensor(X[:100] / 16).float(), torch.tensor(y[:100]), ThreatModel("l2", 0.4, None), minutes=1.0)
+    x, y = torch.tensor(X[:100] / 16).float(), torch.tensor(y[:100])
+    facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0).facts
     names = ("most", "target_radius", "temperature", "encoder", "components", "ramp", "augment", "learning_rate")
     trained = {tuple(options[name] for name in names) for options in seen}
     first = 20, pytest.approx(0.6), 0.3, "dense", None, 1.0, Noise(0.2), 1e-2
     second = 10, pytest.approx(0.4), 0.5, None, 5, None, None, None
     assert len(trained) == 2
     assert all(options in (first, second) for options in trained)
-    assert {(options["most"], options["epochs"]) for options in seen[2:]} <= {(20, 6), (10, 2)}, "three times as long"
+    assert {(options["most"], options["epochs"]) for options in seen[2:]} == {(20, 6), (10, 4)}, "longer than usual"
+    assert [row["epochs"] for row in facts["validation"]] == [6, 4]
+    assert facts["epochs"] == seen[-1]["epochs"]
     assert len(seen) == 2 + 2 * diagrams.MOST_SPLITS + 1, "two to tell the time, and one of all samples"
 
 
@@ -129,3 +133,7 @@ def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert splits(48.0, 1) == [2, 2, 1, 1]
     assert splits(100.0, 9) == [5, 5, 1, 1]  # no second split beyond half of the time
     assert splits(200.0, 9) == [9, 9, 3, 3]
+    twice = [Cells(2, None, 1.0, 1.0), Cells(1, None, 1.0, 1.0, longer=2)]
+    for latest, tries in ((11.9, 0), (12.0, 2)):  # 4 seconds and 8
+        clock[0] = 0.0
+        assert len(diagrams._rounds(twice, lambda *_: 0.0, 4, 4, 1, 4.0, latest)[1]) == tries

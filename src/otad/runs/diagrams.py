@@ -106,9 +106,10 @@ def fit_cells(
     threat's, up to one. Where there are fewer held-out samples a round goes over up to eight splits, until it has seen
     1,000 or used its share of time. The better half goes on to another round, with other splits and twice the epochs
     (where these are no more than the usual ones), and so on; scores after equally many epochs are averaged, those after
-    fewer are dropped. What would not leave the time of the usual epochs, or half of the budget, for the final training
-    is left out: the last settings of the first round, and the worse ones of later rounds. Images are certified for
-    perturbations that stay images where there is no encoder.
+    fewer are dropped. What would not leave the time of the longest training, or half of the budget, for the final one
+    is left out: the last settings of the first round, and the worse ones of later rounds. Where the budget is so short
+    that the final training may be cut, all have equally many epochs. Images are certified for perturbations that stay
+    images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -161,8 +162,10 @@ def fit_cells(
     epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
-    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
     longest = usual * max(tried.longer for tried in candidates)
+    if longest * epoch > left / 2:  # the final training may be cut short: then all have equally many epochs
+        candidates, longest = [tried._replace(longer=1) for tried in candidates], usual
+    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
     latest = deadline - min(longest * epoch, left / 2)  # for the final training to begin
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
 
@@ -247,9 +250,10 @@ def _changes(x: Tensor, tried: Cells) -> Augment | None:
     return Noise(tried.noise) if tried.noise else None
 
 
-def _cost(tried: Cells) -> tuple[str, bool, bool, str]:
+def _cost(tried: Cells) -> tuple[str, float, bool, str]:
     """Grows with the time of an epoch."""
-    return tried.encoder or "", tried.pieces is None, tried.components is None, tried.deformed or ""
+    pieces = math.inf if tried.pieces is None else tried.pieces
+    return tried.encoder or "", pieces, tried.components is None, tried.deformed or ""
 
 
 def _cells_for(x: Tensor) -> Sequence[Cells]:

@@ -75,8 +75,18 @@ class Splits:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = residual_mlp(samples.x_train.mean(0), int(samples.y_train.max()) + 1)
-        epochs = max(SOURCE_EPOCHS, SOURCE_STEPS // math.ceil(len(samples.x_train) / SOURCE_BATCH))
         fit_backbone(
-            network, samples.x_train, samples.y_train, alpha=0.0, epochs=epochs, batch_size=SOURCE_BATCH, seed=seed
+            network,
+            samples.x_train,
+            samples.y_train,
+            alpha=0.0,
+            epochs=source_epochs(len(samples.x_train)),
+            batch_size=SOURCE_BATCH,
+            seed=seed,
         )
         return network
+
+
+def source_epochs(n: int) -> int:
+    """Of the network that attacks transfer from, on n samples: about 300 steps, and at least six epochs."""
+    return max(SOURCE_EPOCHS, SOURCE_STEPS // math.ceil(n / SOURCE_BATCH))
