@@ -83,7 +83,7 @@ def _check_values(parameters: Parameters) -> None:
         value = parameters[name]
         if value is None and name in WHOLE_OR_NONE:
             continue
-        if not (isinstance(value, Integral) and value >= 1):
+        if not (isinstance(value, Integral) and int(value) >= 1):
             raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
     for name, least in AT_LEAST.items():
         if not least <= parameters[name] < math.inf:
