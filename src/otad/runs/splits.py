@@ -17,7 +17,7 @@ from otad.runs.radii import radii_for
 from otad.runs.selection import class_indices
 from otad.train.backbone import fit_backbone
 
-__all__ = ["Samples", "Splits"]
+__all__ = ["Samples", "Splits", "source_epochs"]
 
 logger = logging.getLogger("otad.runs")
 
