@@ -376,6 +376,36 @@ def test_cells_of_a_table_in_principal_components(run: Run, tmp_path: Path) -> N
     assert "--components 9" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_cells_with_options_of_their_own(run: Run, tmp_path: Path) -> None:
+    words = [*TINY, "--n-train", "100", "--n-test", "20", "--attacks", "none", "--target-radius", "0.5"]
+    options = ["--refinement-option", "pieces=3", "--refinement-option", "epochs=4"]
+    options += ["--refinement-option", "temperature=0.3"]
+    code, _, err = run("train", "digits", "--out", tmp_path / "run", *words, *options)
+    assert code == 0, err
+    assert len(load_model(tmp_path / "run").interpolation.diagram.slopes) == 30  # type: ignore[union-attr, arg-type]
+    assert " ".join(options) in (tmp_path / "run" / "report.html").read_text("utf-8")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert len(metrics["extra"]["refinement"]["history"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pieces"], "not a name and a number"),
+        (["pieces=few"], "not a name and a number"),
+        (["pieces=3", "pieces=4"], "given twice"),
+        (["parts=3"], "known: pieces"),
+        (["epochs=2.5"], "epochs must be a whole number"),
+        (["noise=nan"], "noise must be a number"),
+    ],
+)
+def test_options_of_refinement_are_checked(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+    options = [word for text in words for word in ("--refinement-option", text)]
+    code, _, err = run("train", "digits", "--out", tmp_path / "run", *TINY, "--target-radius", "0.5", *options)
+    assert code
+    assert said in " ".join(err.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("backbone", ["resnet", "transformer"])
 def test_another_backbone_is_trained_and_saved(run: Run, tmp_path: Path, backbone: str) -> None:
     few = [*TINY, "--epochs", "4", "--n-train", "100", "--n-test", "20", "--attacks", "none"]

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +34,7 @@ __all__ = [
     "Seed",
     "attack_names",
     "given",
+    "named_numbers",
     "numbers",
     "progress",
 ]
@@ -162,6 +163,27 @@ def numbers(text: str, option: str) -> list[float]:
             f"{option} must be positive finite numbers, got {wrong[0]:g}; give for instance {option} 0.5,1.0"
         )
     return sorted(set(values))
+
+
+def named_numbers(texts: Sequence[str], option: str) -> dict[str, float]:
+    """The texts "pieces=4", "noise=0.1" as numbers by name, whole ones as int.
+
+    Raises:
+        typer.BadParameter: not a name and a number, or a name given twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is not a name and a number, such as noise=0.1", param_hint=option
+            ) from None
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        found[name] = int(number) if number.is_integer() else number
+    return found
 
 
 def attack_names(text: str) -> str | list[str]:

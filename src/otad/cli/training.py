@@ -23,6 +23,7 @@ from otad.cli.options import (
     Seed,
     attack_names,
     given,
+    named_numbers,
     numbers,
     progress,
 )
@@ -150,6 +151,16 @@ def train(
             show_default="all columns",
         ),
     ] = None,
+    refinement_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--refinement-option",
+            help="With --target-radius, any number of times: what else cells are trained with: pieces (of a class), "
+            "temperature, ramp, learning_rate, epochs, noise (on tables); otad compare says what it chose.",
+            metavar="NAME=NUMBER",
+            show_default="the estimator's",
+        ),
+    ] = None,
     deform: Annotated[
         bool | None,
         typer.Option(
@@ -199,6 +210,7 @@ def train(
     chosen = {
         "encoder": encoder and str(encoder),
         "components": components,
+        "refinement_options": named_numbers(refinement_option or [], "--refinement-option") or None,
         "alpha": alpha,
         "network_problems": network_problems,
         "target_radius": target_radius,
@@ -231,6 +243,7 @@ def train(
         "--label": label if label != "label" else None,
     }
     command = ["otad", "train", data, *given(options), *(["--no-deform"] if deform is False else [])]
+    command += [word for option in refinement_option or [] for word in given({"--refinement-option": option})]
     _run(
         read,
         out,

@@ -163,8 +163,9 @@ def fit_cells(
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
     longest = usual * max(tried.longer for tried in candidates)
-    if longest * epoch > left / 2:  # the final training may be cut short: then all have equally many epochs
+    if longest > usual and longest * epoch > left / 2:  # may be cut short: equally many for all
         candidates, longest = [tried._replace(longer=1) for tried in candidates], usual
+        logger.info("%g minutes may cut the final training: no setting takes more than %d epochs", minutes, usual)
     brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
     latest = deadline - min(longest * epoch, left / 2)  # for the final training to begin
     seconds: dict[Cells, float] = {}  # of an epoch over all samples
