@@ -44,9 +44,9 @@ bench: $(VENV)/.bench
 compare: $(VENV)/.rivals
 	$(BIN)/otad compare mnist --n-train 4000 --n-test 500 --n-attacked 100 --budget 3
 	$(BIN)/otad compare fashion-mnist --n-train 6000 --n-test 500 --n-attacked 100 --budget 2
-	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1 --eps 2.5,5.1,8.1
-	$(BIN)/otad compare steel-plates --n-attacked 200 --budget 0.5 --eps 0.16,0.31,0.5
-	$(BIN)/otad compare sensorless-drive --n-attacked 200 --budget 0.5 --eps 0.27,0.53,0.85
+	$(BIN)/otad compare pbmc68k --n-attacked 100 --budget 1
+	$(BIN)/otad compare steel-plates --n-attacked 200 --budget 1
+	$(BIN)/otad compare sensorless-drive --n-attacked 200 --budget 1
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
