@@ -6,10 +6,12 @@ from otad.train.backbone import Epoch, fit_backbone
 from otad.train.cip_net import fit_cip_net, imitate
 from otad.train.diagram import DiagramRefinement, LearnedDiagram, refine_diagram, usual_epochs
 from otad.train.embedding import EmbeddingEpoch, fit_embedding
+from otad.train.poses import USUAL_POSES, Pose, Poses
 from otad.train.potential import Refinement, anchored_potential, refine
 from otad.train.refinement import RefinementEpoch
 
 __all__ = [
+    "USUAL_POSES",
     "AffinePotential",
     "Deformations",
     "DiagramRefinement",
@@ -17,6 +19,8 @@ __all__ = [
     "Epoch",
     "LearnedDiagram",
     "Noise",
+    "Pose",
+    "Poses",
     "Refinement",
     "RefinementEpoch",
     "anchored_potential",

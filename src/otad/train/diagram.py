@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from otad.cip import PowerDiagram
 from otad.nn import CenteredFlatten
 from otad.train.loop import Augment
+from otad.train.poses import Poses
 from otad.train.refinement import Objective, RefinementEpoch, refined
 
 __all__ = ["DiagramRefinement", "LearnedDiagram", "refine_diagram", "usual_epochs"]
@@ -32,6 +33,7 @@ FEW = 4  # pieces of a sample's class that may keep the others away
 NEAREST = 4  # other classes that the loss looks at
 NEWTON = 4
 RAMP_WIDTH = 0.25  # of the ramp's end, in target radii
+POSED_AGAIN = 8  # steps that find pieces among the same copies
 TINY = 1e-12
 
 Box = tuple[Tensor, Tensor]
@@ -65,6 +67,8 @@ class LearnedDiagram(nn.Module):
         points: the sites to start from, shape (n, d), at least one of each class.
         classes: of the sites, which they keep, shape (n,).
         encoded: see `on_encoder`.
+        poses: then every site has a copy in each of them, a piece of its own with a weight of its own, and is trained
+            through its copies: what they share need not be learned for each.
 
     Raises:
         ValueError: a class without points.
@@ -74,16 +78,26 @@ class LearnedDiagram(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, points: Float[Tensor, "n d"], classes: Int[Tensor, " n"], *, encoded: bool = False) -> None:
+    def __init__(
+        self,
+        points: Float[Tensor, "n d"],
+        classes: Int[Tensor, " n"],
+        *,
+        encoded: bool = False,
+        poses: Poses | None = None,
+    ) -> None:
         super().__init__()
-        self.encoded = encoded
-        self.counts = torch.bincount(classes).tolist()
+        self.encoded, self.poses = encoded, poses
+        copies = 1 if poses is None else poses.count
+        self.counts = (copies * torch.bincount(classes)).tolist()
         if 0 in self.counts:
             raise ValueError("every class 0, 1, .. needs at least one point")
         order = torch.argsort(classes, stable=True)
-        self.register_buffer("classes", classes[order])
+        self.register_buffer("classes", classes[order].repeat_interleave(copies))
         self.sites = nn.Parameter(points.detach()[order].clone())
-        self.weights = nn.Parameter(torch.zeros_like(self.sites[:, 0]))
+        self.weights = nn.Parameter(self.sites.new_zeros(len(self.classes)))
+        self._posed: Tensor | None = None
+        self._age = 0
 
     @classmethod
     def on_encoder(cls, d: int, classes: Int[Tensor, " n"]) -> Self:
@@ -114,8 +128,7 @@ class LearnedDiagram(nn.Module):
         """
         x = x if box is None else x.detach()
         own, other = self._chosen(x.detach(), y)
-        # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads.
-        first, second = nn.functional.embedding(own[:, None], self.sites), nn.functional.embedding(other, self.sites)
+        first, second = self._pieces(own[:, None]), self._pieces(other)
         apart = first - second
         middle = 0 if self.encoded else (first + second) / 2
         ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - middle)
@@ -133,8 +146,31 @@ class LearnedDiagram(nn.Module):
 
     def fixed(self) -> PowerDiagram:
         """The same pieces, evaluated in float64 and with proofs."""
-        slopes, intercepts = self.sites.detach().double(), self.weights.detach().double()
+        slopes, intercepts = self._copies(now=True).detach().double(), self.weights.detach().double()
         return PowerDiagram(slopes, intercepts - (0 if self.encoded else slopes.square().sum(1) / 2), self.classes)
+
+    def train(self, mode: bool = True) -> Self:
+        """Also forgets the copies, so that training resumed after an epoch goes on as it would have."""
+        self._posed, self._age = None, 0
+        return super().train(mode)
+
+    def _pieces(self, which: Int[Tensor, "batch few"]) -> Float[Tensor, "batch few d"]:
+        # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads.
+        if self.poses is None:
+            return nn.functional.embedding(which, self.sites)
+        rows = which.flatten()
+        sites = nn.functional.embedding(rows // self.poses.count, self.sites)
+        return self.poses(sites, rows % self.poses.count).unflatten(0, which.shape)
+
+    @torch.no_grad()
+    def _copies(self, *, now: bool = False) -> Float[Tensor, "pieces d"]:
+        """All pieces; in poses as they were a few steps ago, which is near enough to find some by."""
+        if self.poses is None:
+            return self.sites
+        if now or self._posed is None or self._age % POSED_AGAIN == 0:
+            self._posed = self.poses.every(self.sites)
+        self._age += 1
+        return self._posed
 
     @torch.no_grad()
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
@@ -143,8 +179,9 @@ class LearnedDiagram(nn.Module):
         Only the best eight of each class are looked at; scores are in half precision where that is fast, the distances
         to what is chosen are not.
         """
-        coarse = self.sites.to(_coarse(x.device))
-        squares = self.sites.square().sum(1)
+        sites = self._copies()
+        coarse = sites.to(_coarse(x.device))
+        squares = sites.square().sum(1)
         scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self.weights - (0 if self.encoded else squares / 2)
         most, start, best = min(LOOKED_AT, max(self.counts)), 0, []
         for part in scores.split(self.counts, dim=1):
@@ -155,7 +192,7 @@ class LearnedDiagram(nn.Module):
         rows = torch.arange(len(x), device=x.device)
         own, every = pieces[rows, y, :FEW], pieces.flatten(1)
         ahead = scores.gather(1, own)[:, :, None] - scores.gather(1, every)[:, None]
-        apart = squares[own][:, :, None] + squares[every][:, None] - 2 * self._products(own, every)
+        apart = squares[own][:, :, None] + squares[every][:, None] - 2 * _products(sites, own, every)
         distance = (ahead * apart.clamp(min=TINY).rsqrt()).unflatten(2, pieces.shape[1:])
         distance[rows, :, y] = torch.inf
         first = distance.amin((2, 3)).argmax(1)
@@ -165,17 +202,18 @@ class LearnedDiagram(nn.Module):
         other = pieces.gather(2, nearest.indices[:, :, None]).squeeze(2)
         return own[rows, first], other.gather(1, near)
 
-    def _products(
-        self, own: Int[Tensor, "batch few"], other: Int[Tensor, "batch many"]
-    ) -> Float[Tensor, "batch few many"]:
-        """Inner products of sites: of all where these are few, else of those asked for, some samples at a time."""
-        if len(self.sites) <= ALL_PAIRS:
-            return (self.sites @ self.sites.T)[own[:, :, None], other[:, None]]
-        found = self.sites.new_empty(*own.shape, other.shape[1])
-        at_once = max(1, AT_ONCE[self.sites.device.type == "cuda"] // (other.shape[1] * self.sites.shape[1]))
-        for part, first, second in zip(*(rows.split(at_once) for rows in (found, own, other)), strict=True):
-            torch.bmm(self.sites[first], self.sites[second].mT, out=part)
-        return found
+
+def _products(
+    sites: Float[Tensor, "n d"], own: Int[Tensor, "batch few"], other: Int[Tensor, "batch many"]
+) -> Float[Tensor, "batch few many"]:
+    """Inner products of sites: of all where these are few, else of those asked for, some samples at a time."""
+    if len(sites) <= ALL_PAIRS:
+        return (sites @ sites.T)[own[:, :, None], other[:, None]]
+    found = sites.new_empty(*own.shape, other.shape[1])
+    at_once = max(1, AT_ONCE[sites.device.type == "cuda"] // (other.shape[1] * sites.shape[1]))
+    for part, first, second in zip(*(rows.split(at_once) for rows in (found, own, other)), strict=True):
+        torch.bmm(sites[first], sites[second].mT, out=part)
+    return found
 
 
 def _coarse(device: torch.device) -> torch.dtype:

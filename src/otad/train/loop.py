@@ -118,10 +118,10 @@ def train(
     history = [row(**kept) for kept in state.load(model, optimizer)] if resume else []
     started = time.perf_counter() - (history[-1].seconds if history else 0.0)
     show = progress and accelerator.is_local_main_process
-    objective.train()
     with tqdm(total=epochs, initial=len(history), desc=name, unit="epoch", disable=not show) as bar:
         for epoch in range(len(history), epochs):
             order.epoch = epoch
+            objective.train()
             sums = torch.zeros(())
             for step, batch in enumerate(loader):
                 _set_rate(optimizer, learning_rate, first_rate, (epoch * len(loader) + step) / (epochs * len(loader)))
