@@ -384,12 +384,18 @@ def test_options_of_cells_are_those_of_their_training(digits: tuple[np.ndarray, 
     [
         ({"noise": 0.1}, {}, "needs target_radius"),
         ({"noise": 0.1}, {"target_radius": 0.5, "refinement": "potential"}, "needs target_radius"),
-        ({"noises": 0.1}, {"target_radius": 0.5}, "known: pieces, temperature, ramp, noise, learning_rate, epochs"),
+        (
+            {"noises": 0.1},
+            {"target_radius": 0.5},
+            "known: pieces, poses, temperature, ramp, noise, learning_rate, epochs",
+        ),
         ({"epochs": 2.5}, {"target_radius": 0.5}, "epochs must be a whole number of at least 1; got 2.5"),
         ({"pieces": 0}, {"target_radius": 0.5}, "at least 1; got 0"),
         ({"temperature": "warm"}, {"target_radius": 0.5}, "got 'warm'"),
         ({"ramp": math.nan}, {"target_radius": 0.5}, "ramp must be a number; got nan"),
         ({"noise": 0.1}, {"target_radius": 0.5, "components": 5}, "does not go with components"),
+        ({"poses": 10}, {"target_radius": 0.5}, "there are 9 poses; got 10"),
+        ({"poses": 3}, {"target_radius": 0.5, "encoder": "dense"}, "without an encoder"),
         ("noise", {"target_radius": 0.5}, "must be a dict"),
     ],
 )
@@ -400,10 +406,31 @@ def test_wrong_options_of_cells_are_named(
         OTADClassifier(refinement_options=options, **settings).fit(*digits)
 
 
-def test_noise_belongs_to_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:
+def test_poses_and_noise_belong_to_images_and_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="poses belong to images"):
+        OTADClassifier(target_radius=0.5, refinement_options={"poses": 3}).fit(*digits)
     images = digits[0].reshape(-1, 1, 8, 8)
     with pytest.raises(ValueError, match="noise belongs to tables"):
         OTADClassifier(target_radius=0.5, refinement_options={"noise": 0.1}).fit(images, digits[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "poses"),
+    [({}, 9), ({"deform": False}, 1), ({"refinement_options": {"poses": 2}}, 2), ({"encoder": "dense"}, 1)],
+)
+def test_every_piece_of_images_has_poses(
+    settings: dict, poses: int, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    X, y = digits[0][:200].reshape(-1, 1, 8, 8), digits[1][:200]
+    options = {"pieces": 2, "epochs": 1} | settings.pop("refinement_options", {})
+    clf = OTADClassifier(target_radius=0.5, refinement_options=options, **settings, **QUICK).fit(X, y)
+    diagram = clf.refined_.learned  # type: ignore[union-attr]
+    assert len(diagram.intercepts) == 20 * poses  # type: ignore[union-attr,arg-type]
+    clf.save(tmp_path / "model")
+    loaded = OTADClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.certify(X[:20]).radius, clf.certify(X[:20]).radius)
+    assert clf.explain(X[:5], k=2).indices.shape == (5, 2)
 
 
 @pytest.mark.slow

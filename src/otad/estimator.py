@@ -83,8 +83,10 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             some tables want an encoder; digits and clothes do not.
         components: of cells: train them in so many principal components of the training samples (tables), so that
             noise in the other directions is not learned by heart. None, or as many as there are columns: all.
-        deform: shift, turn and bend images a little while refining: helps digits, hurts clothes.
+        deform: shift, turn and bend images a little while refining: helps digits, hurts clothes. Each piece then comes
+            in nine poses, too, which it need not learn (no encoder), see `Poses`.
         refinement_options: of cells, what else may be chosen, as `otad compare` does: "pieces" of a class in the mean,
+            the number of "poses" of each (1: as they are; digits want all 9),
             "temperature" and "ramp" of the loss, "learning_rate" and "epochs" (see `refine_diagram`), "noise" on
             samples of tables with all their columns (see `Noise`).
         n_neighbors: K of "neighborhood" and "network".
@@ -229,6 +231,8 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             )
         if self.components is not None and inputs.ndim != 2:
             raise ValueError(f"components belong to tables (n, features); X has shape {tuple(inputs.shape)}")
+        if (self.refinement_options or {}).get("poses", 1) > 1 and inputs.ndim != 4:
+            raise ValueError("refinement_options: poses belong to images; leave them out")
         if "noise" in (self.refinement_options or {}) and inputs.ndim != 2:
             raise ValueError("noise belongs to tables (n, features); images are deformed, see deform")
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))

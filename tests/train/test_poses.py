@@ -36,7 +36,8 @@ def test_poses_move_images_as_scipy_does(shape: tuple[int, int, int]) -> None:
         for image, moved in zip(images, found[:, k], strict=True):
             for channel, got in zip(image, moved.unflatten(0, shape) + mean, strict=True):
                 padded = np.pad(channel, 4)  # beyond its sides SciPy does not interpolate with black
-                expected = affine_transform(padded, back, offset + 4 - back @ np.full(2, 4.0), order=1)[4:-4, 4:-4]
+                start = offset + 4 - back @ np.full(2, 4.0)
+                expected = affine_transform(padded, back, start, order=1)[4:-4, 4:-4]  # type: ignore[arg-type]
                 np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

@@ -156,7 +156,8 @@ def train(
         typer.Option(
             "--refinement-option",
             help="With --target-radius, any number of times: what else cells are trained with: pieces (of a class), "
-            "temperature, ramp, learning_rate, epochs, noise (on tables); otad compare says what it chose.",
+            "poses (of each, for images), noise (on tables), temperature, ramp, learning_rate, epochs; "
+            "otad compare says what it chose.",
             metavar="NAME=NUMBER",
             show_default="the estimator's",
         ),

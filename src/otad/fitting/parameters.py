@@ -11,6 +11,7 @@ import torch
 from otad.cip import Regularity
 from otad.nn import BACKBONES
 from otad.nn.cip_net import CIPNet
+from otad.train import USUAL_POSES
 
 __all__ = ["Parameters", "check_parameters", "fixed_regularity", "training_options"]
 
@@ -31,6 +32,7 @@ WHOLE_OR_NONE = ("components", "epochs", "n_blocks", "embedding_epochs", "embedd
 # And the least of each.
 REFINEMENT_OPTIONS = {
     "pieces": 1,
+    "poses": 1,
     "temperature": 1e-6,
     "ramp": -math.inf,
     "noise": 0,
@@ -137,11 +139,15 @@ def _check_target_radius(parameters: Parameters) -> None:
         if name not in REFINEMENT_OPTIONS:
             raise ValueError(f"refinement_options: no {name!r}; known: {', '.join(REFINEMENT_OPTIONS)}")
         least = REFINEMENT_OPTIONS[name]
-        kind = Integral if name == "epochs" else Real
+        kind = Integral if name in ("epochs", "poses") else Real
         if not (isinstance(value, kind) and least <= value < math.inf):
             bound = "" if least == -math.inf else f" of at least {least}"
             number = "a whole number" if kind is Integral else "a number"
             raise ValueError(f"refinement_options: {name} must be {number}{bound}; got {value!r}")
+    if options.get("poses", 1) > len(USUAL_POSES):
+        raise ValueError(f"refinement_options: there are {len(USUAL_POSES)} poses; got {options['poses']}")
+    if options.get("poses", 1) > 1 and parameters["encoder"]:
+        raise ValueError("refinement_options: poses are of pieces without an encoder; leave one out")
     if radius is None:
         return
     if not 0 < radius < math.inf:

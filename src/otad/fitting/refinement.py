@@ -15,13 +15,14 @@ from otad.fitting.cells import encoded, spread, train_cells
 from otad.fitting.parameters import Parameters
 from otad.nn import Backbone, EncodedStem, MaxMinEncoder
 from otad.storage import SavedClassifier
-from otad.train import Deformations, DiagramRefinement, Noise, Refinement, anchored_potential, refine
+from otad.train import USUAL_POSES, Deformations, DiagramRefinement, Noise, Refinement, anchored_potential, refine
 from otad.transport import TransportMap
 
 __all__ = ["Refined", "fit_refined", "restored_refined", "usual_cells"]
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
+POSED_SHARE = 5  # a piece in poses stands for so many
 TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
 ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.7  # of a class, on an encoder; of images on one
@@ -101,7 +102,8 @@ def _fit_cells(
     share, noise = options.pop("pieces", None), options.pop("noise", None)
     if share is None and encoder:
         share = ENCODED_CELLS
-    usual = usual_cells(len(labels)) if images else max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
+    poses = options.pop("poses", len(USUAL_POSES) if images and parameters["deform"] and not encoder else 1)
+    usual = usual_cells(len(labels), poses) if images else max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
     if encoder or not images:
         options.setdefault("temperature", ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE)
     augment = Deformations.usual(inputs) if images and parameters["deform"] else None
@@ -113,6 +115,7 @@ def _fit_cells(
         transport.y,
         encoder=encoder,
         components=parameters["components"],
+        poses=USUAL_POSES[:poses] if poses > 1 else (),
         target_radius=float(parameters["target_radius"]),
         box=(0.0, 1.0) if images and not encoder else None,
         most=usual if share is None else round(share * classes),
@@ -190,6 +193,6 @@ def _encoded_by_one(backbone: Backbone, shape: Sequence[int]) -> tuple[EncodedSt
     return EncodedStem(backbone.stem, MaxMinEncoder(d, width)), head
 
 
-def usual_cells(n: int) -> int:
-    """Pieces of a diagram trained on n images, at most."""
-    return max(CELLS, n // CELLS_SHARE)
+def usual_cells(n: int, poses: int = 1) -> int:
+    """Pieces of a diagram trained on n images, at most; fewer where each has several poses."""
+    return max(CELLS, n // CELLS_SHARE) // (POSED_SHARE if poses > 1 else 1)

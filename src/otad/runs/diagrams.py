@@ -18,7 +18,7 @@ from otad.defense import OTAD, CellInterpolation, identity_head
 from otad.fitting import train_cells, usual_cells
 from otad.nn import CenteredFlatten
 from otad.runs.fitted import Fitted
-from otad.train import Deformations, Noise, usual_epochs
+from otad.train import USUAL_POSES, Deformations, Noise, usual_epochs
 from otad.train.loop import Augment
 
 __all__ = ["Cells", "fit_cells"]
@@ -40,6 +40,7 @@ class Cells(NamedTuple):
         noise: on the values of tables while training, all columns being kept, see `Noise`.
         learning_rate: None: the usual one.
         longer: epochs, times as many as usual.
+        poses: of every piece, the first of `USUAL_POSES`; `pieces` are counted without them.
     """
 
     pieces: int | None
@@ -52,6 +53,7 @@ class Cells(NamedTuple):
     noise: float | None = None
     learning_rate: float | None = None
     longer: int = 1
+    poses: int = 1
 
 
 class Trial(NamedTuple):
@@ -67,9 +69,9 @@ class Trial(NamedTuple):
 # those of grey images live by the box, which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
-    Cells(None, "usual", 1.0, 0.16),
+    Cells(None, "usual", 1.0, 0.16, poses=9),
     Cells(None, "gentle", 1.0, 0.12, ramp=1.0),
-    Cells(50, "usual", 1.0, 0.16),
+    Cells(None, "usual", 1.0, 0.16),
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
@@ -132,9 +134,10 @@ def fit_cells(
             labels,
             torch.arange(len(labels)),
             labels,
-            most=usual_cells(len(y)) if tried.pieces is None else tried.pieces * classes,
+            most=usual_cells(len(y), tried.poses) if tried.pieces is None else tried.pieces * classes,
             encoder=tried.encoder,
             components=tried.components,
+            poses=USUAL_POSES[: tried.poses] if tried.poses > 1 else (),
             target_radius=tried.reach * threat.eps,
             temperature=tried.temperature,
             ramp=tried.ramp,
@@ -251,10 +254,10 @@ def _changes(x: Tensor, tried: Cells) -> Augment | None:
     return Noise(tried.noise) if tried.noise else None
 
 
-def _cost(tried: Cells) -> tuple[str, float, bool, str]:
+def _cost(tried: Cells) -> tuple[str, float, int, bool, str]:
     """Grows with the time of an epoch."""
     pieces = math.inf if tried.pieces is None else tried.pieces
-    return tried.encoder or "", pieces, tried.components is None, tried.deformed or ""
+    return tried.encoder or "", pieces, tried.poses, tried.components is None, tried.deformed or ""
 
 
 def _cells_for(x: Tensor) -> Sequence[Cells]:
