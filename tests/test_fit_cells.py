@@ -86,6 +86,17 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(seen) == 2 + 2 * diagrams.MOST_SPLITS + 1, "two to tell the time, and one of all samples"
 
 
+def test_pieces_of_images_have_as_many_poses_as_the_candidate_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagrams, "_cells_for", lambda x: (Cells(2, "usual", 1.0, 0.3, poses=3),))
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 2)
+    X, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(X[:100] / 16).float().reshape(-1, 1, 8, 8), torch.tensor(y[:100])
+    fitted = fit_cells(x, y, ThreatModel("l2", 0.4, (0.0, 1.0)), minutes=1.0)
+    assert fitted.facts["pieces"] == 60
+    assert fitted.facts["settings"]["poses"] == 3
+    assert fitted.module.interpolation.diagram.slopes.shape == (60, 64)  # type: ignore[union-attr]
+
+
 def test_the_better_half_meets_again_on_other_splits_for_longer() -> None:
     """Three of the five candidates after the first round, then two; an unlucky split is made up for."""
     truth = {Cells(pieces, None, 1.0, 1.0): float(pieces) for pieces in range(1, 6)}
