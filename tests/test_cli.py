@@ -392,6 +392,7 @@ def test_cells_with_options_of_their_own(run: Run, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["pieces"], "not a name and a number"),
+        (["=3"], "not a name and a number"),
         (["pieces=few"], "not a name and a number"),
         (["pieces=3", "pieces=4"], "given twice"),
         (["parts=3"], "known: pieces"),

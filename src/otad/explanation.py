@@ -38,15 +38,16 @@ def explain(module: OTAD, samples: Int[Tensor, " points"], inputs: Float[Tensor,
         inputs: to explain.
         k: samples to name; all where there are fewer.
     """
+    named, place = samples.unique(return_inverse=True)
     indices, weights = [], []
     for part in inputs.split(AT_ONCE):
         with torch.no_grad():
             stats = module.features(part).stats
-        # A point may carry weight in the lower and in the upper potential: add them up.
-        dense = torch.zeros(len(part), len(samples), dtype=torch.float64)
-        dense.scatter_add_(1, stats["indices"], stats["weights"])
-        best = dense.topk(min(k, len(samples)), dim=1)
-        indices.append(samples[best.indices])
+        # A sample may carry weight in the lower and in the upper potential, and in several poses: add them up.
+        dense = torch.zeros(len(part), len(named), dtype=torch.float64)
+        dense.scatter_add_(1, place[stats["indices"]], stats["weights"])
+        best = dense.topk(min(k, len(named)), dim=1)
+        indices.append(named[best.indices])
         weights.append(best.values)
     return Explanation(torch.cat(indices).numpy(), torch.cat(weights).numpy())
 

@@ -101,7 +101,44 @@ def test_pieces_in_poses_resume_where_they_stopped(tmp_path: Path) -> None:
         run(tmp_path / "parts")
     parts, whole = run(tmp_path / "parts"), run(tmp_path / "whole")
     assert torch.equal(parts.diagram.slopes, whole.diagram.slopes)
+    again = run(tmp_path / "whole")  # no epoch is left, but what was reached is measured
+    assert (again.before, again.after) == (whole.before, whole.after)
     assert whole.after["certified"] > whole.before["certified"]
+
+
+def test_copies_are_searched_for_few_steps_and_one_device() -> None:
+    x, y = digits(0, 60)
+    stem = CenteredFlatten(x.mean(0))
+    learned = LearnedDiagram(stem(x), y, poses=Poses(stem.mean))
+    first = learned(stem(x), y)
+    with torch.no_grad():
+        learned.sites.copy_(learned.sites.roll(1, 0))  # the classes stay: other pieces are found
+    moved = LearnedDiagram(learned.sites, y[y.argsort(stable=True)], poses=Poses(stem.mean))(stem(x), y)
+    assert not torch.allclose(moved, first)
+    steps = 1
+    while not torch.equal(learned(stem(x), y), moved):
+        steps += 1
+        assert steps < 10
+    learned(stem(x), y)
+    assert learned.double()(stem(x).double(), y).dtype == torch.float64
+
+
+def test_poses_lean_turn_and_widen_as_they_say() -> None:
+    """A bright dot above the middle, or beside it, goes where the pose takes it."""
+    dot = torch.zeros(1, 21, 21)
+
+    def taken(pose: Pose, row: int, column: int) -> tuple[float, float]:
+        image = dot.clone()
+        image[0, row, column] = 1.0
+        moved = Poses(dot, [Pose(), pose]).every(image.flatten()[None])[1].unflatten(0, (21, 21))
+        rows, columns = torch.meshgrid(torch.arange(21.0), torch.arange(21.0), indexing="ij")
+        return float((moved * rows).sum() / moved.sum()), float((moved * columns).sum() / moved.sum())
+
+    above, right = (3, 10), (10, 15)
+    assert taken(Pose(slant=0.4), *above)[1] > 11.5, "the top leans to the right"
+    assert taken(Pose(turn=0.4), *right)[0] < 9, "against the clock"
+    assert taken(Pose(wide=1.4), *right)[1] > 16.5
+    assert taken(Pose(right=0.1), *right)[1] > 16.5
 
 
 def test_cells_in_poses_start_at_the_samples_they_name() -> None:

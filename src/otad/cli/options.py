@@ -173,9 +173,9 @@ def named_numbers(texts: Sequence[str], option: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, _, value = (part.strip() for part in text.partition("="))
         try:
-            number = float(value)
+            number = float(value if name else "")
         except ValueError:
             raise typer.BadParameter(
                 f"{text!r} is not a name and a number, such as noise=0.1", param_hint=option

@@ -166,7 +166,8 @@ def train(
         bool | None,
         typer.Option(
             "--deform/--no-deform",
-            help="Deform images a little for --target-radius: digits, not clothes.",
+            help="With --target-radius: deform images a little, and give pieces of grey ones nine poses: "
+            "digits, not clothes.",
             show_default="deform",
         ),
     ] = None,
@@ -202,6 +203,7 @@ def train(
     from otad.data import load
 
     budgets = numbers(radii, "--radii")
+    options_of_cells = named_numbers(refinement_option or [], "--refinement-option")
     read = load(data, data_dir=data_dir, n_train=n_train, n_test=n_test, seed=seed, label=label)
     settings: dict[str, Any] = {
         "interpolation": str(interpolation),
@@ -211,7 +213,7 @@ def train(
     chosen = {
         "encoder": encoder and str(encoder),
         "components": components,
-        "refinement_options": named_numbers(refinement_option or [], "--refinement-option") or None,
+        "refinement_options": options_of_cells or None,
         "alpha": alpha,
         "network_problems": network_problems,
         "target_radius": target_radius,
@@ -244,7 +246,7 @@ def train(
         "--label": label if label != "label" else None,
     }
     command = ["otad", "train", data, *given(options), *(["--no-deform"] if deform is False else [])]
-    command += [word for option in refinement_option or [] for word in given({"--refinement-option": option})]
+    command += [word for option in refinement_option or [] for word in ("--refinement-option", option)]
     _run(
         read,
         out,

@@ -22,7 +22,7 @@ __all__ = ["Refined", "fit_refined", "restored_refined", "usual_cells"]
 
 PIECES = 500  # of a potential, at most
 CELLS, CELLS_SHARE = 2000, 12  # of a diagram: so many, or one for so many samples where that is more
-POSED_SHARE = 5  # a piece in poses stands for so many
+POSED_CELLS, POSED_SHARE = 400, 24  # likewise, where each has poses
 TABLE_CELLS, TABLE_SHARE = 10, 20  # of tables, which many pieces learn by heart: of a class in the mean, or a share
 TABLE_TEMPERATURE = 0.5
 ENCODED_CELLS, ENCODED_TEMPERATURE = 1, 1.7  # of a class, on an encoder; of images on one
@@ -98,11 +98,12 @@ def _fit_cells(
     training: Mapping[str, Any],
 ) -> tuple[Refined, DiagramRefinement]:
     images, encoder, classes = inputs.ndim == 4, parameters["encoder"], backbone.head.out_features
+    grey = images and inputs.shape[1] == 1
     options = dict(parameters["refinement_options"] or {})
     share, noise = options.pop("pieces", None), options.pop("noise", None)
     if share is None and encoder:
         share = ENCODED_CELLS
-    poses = options.pop("poses", len(USUAL_POSES) if images and parameters["deform"] and not encoder else 1)
+    poses = options.pop("poses", len(USUAL_POSES) if grey and parameters["deform"] and not encoder else 1)
     usual = usual_cells(len(labels), poses) if images else max(TABLE_CELLS * classes, len(labels) // TABLE_SHARE)
     if encoder or not images:
         options.setdefault("temperature", ENCODED_TEMPERATURE if images else TABLE_TEMPERATURE)
@@ -194,5 +195,6 @@ def _encoded_by_one(backbone: Backbone, shape: Sequence[int]) -> tuple[EncodedSt
 
 
 def usual_cells(n: int, poses: int = 1) -> int:
-    """Pieces of a diagram trained on n images, at most; fewer where each has several poses."""
-    return max(CELLS, n // CELLS_SHARE) // (POSED_SHARE if poses > 1 else 1)
+    """Pieces of a diagram trained on n images, at most, each counted once where it has several poses."""
+    least, share = (POSED_CELLS, POSED_SHARE) if poses > 1 else (CELLS, CELLS_SHARE)
+    return max(least, n // share)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,15 @@ class DiagramRefinement:
     history: list[RefinementEpoch]
 
 
+class _Search(NamedTuple):
+    """Pieces to be searched, the same in the precision they are found in, their squared lengths, and steps left."""
+
+    sites: Tensor
+    coarse: Tensor
+    squares: Tensor
+    left: int
+
+
 class LearnedDiagram(nn.Module):
     """A `PowerDiagram` to be trained: sites p_i and weights w_i, scores <p_i, x> - |p_i|^2 / 2 + w_i.
 
@@ -96,8 +105,7 @@ class LearnedDiagram(nn.Module):
         self.register_buffer("classes", classes[order].repeat_interleave(copies))
         self.sites = nn.Parameter(points.detach()[order].clone())
         self.weights = nn.Parameter(self.sites.new_zeros(len(self.classes)))
-        self._posed: Tensor | None = None
-        self._age = 0
+        self._search: _Search | None = None
 
     @classmethod
     def on_encoder(cls, d: int, classes: Int[Tensor, " n"]) -> Self:
@@ -146,13 +154,17 @@ class LearnedDiagram(nn.Module):
 
     def fixed(self) -> PowerDiagram:
         """The same pieces, evaluated in float64 and with proofs."""
-        slopes, intercepts = self._copies(now=True).detach().double(), self.weights.detach().double()
+        slopes, intercepts = self._copies().double(), self.weights.detach().double()
         return PowerDiagram(slopes, intercepts - (0 if self.encoded else slopes.square().sum(1) / 2), self.classes)
 
     def train(self, mode: bool = True) -> Self:
-        """Also forgets the copies, so that training resumed after an epoch goes on as it would have."""
-        self._posed, self._age = None, 0
+        """Also forgets what copies were searched, so that training resumed after an epoch goes on as it would have."""
+        self._search = None
         return super().train(mode)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[override]
+        self._search = None
+        return super()._apply(fn, recurse)
 
     def _pieces(self, which: Int[Tensor, "batch few"]) -> Float[Tensor, "batch few d"]:
         # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads.
@@ -163,14 +175,19 @@ class LearnedDiagram(nn.Module):
         return self.poses(sites, rows % self.poses.count).unflatten(0, which.shape)
 
     @torch.no_grad()
-    def _copies(self, *, now: bool = False) -> Float[Tensor, "pieces d"]:
+    def _copies(self) -> Float[Tensor, "pieces d"]:
+        """All pieces."""
+        return self.sites.detach() if self.poses is None else self.poses.every(self.sites)
+
+    def _searched(self) -> "_Search":
         """All pieces; in poses as they were a few steps ago, which is near enough to find some by."""
-        if self.poses is None:
-            return self.sites
-        if now or self._posed is None or self._age % POSED_AGAIN == 0:
-            self._posed = self.poses.every(self.sites)
-        self._age += 1
-        return self._posed
+        found = self._search
+        if found is None or found.left == 0:
+            sites = self._copies()
+            left = 1 if self.poses is None else POSED_AGAIN
+            found = _Search(sites, sites.to(_coarse(sites.device)), sites.square().sum(1), left)
+        self._search = None if found.left == 1 else found._replace(left=found.left - 1)
+        return found
 
     @torch.no_grad()
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Int[Tensor, " batch"], Int[Tensor, "batch few"]]:
@@ -179,9 +196,7 @@ class LearnedDiagram(nn.Module):
         Only the best eight of each class are looked at; scores are in half precision where that is fast, the distances
         to what is chosen are not.
         """
-        sites = self._copies()
-        coarse = sites.to(_coarse(x.device))
-        squares = sites.square().sum(1)
+        sites, coarse, squares, _ = self._searched()
         scores = (x.to(coarse.dtype) @ coarse.T).to(x.dtype) + self.weights - (0 if self.encoded else squares / 2)
         most, start, best = min(LOOKED_AT, max(self.counts)), 0, []
         for part in scores.split(self.counts, dim=1):

@@ -16,8 +16,8 @@ class Pose(NamedTuple):
     """An affine map of the plane.
 
     Attributes:
-        slant: shear along the rows, in heights.
-        turn: radians.
+        slant: of the top to the right, as a share of the way from the middle.
+        turn: radians, against the clock.
         wide: stretch along the rows.
         right: shift along the rows, in widths.
     """

@@ -139,6 +139,7 @@ def _named(augment: Augment) -> str:
 
 @torch.no_grad()
 def _reached(objective: Objective, inputs: Tensor, y: Tensor, device: torch.device) -> dict[str, float]:
+    objective.eval()
     parts = zip(inputs.split(SAMPLES_AT_ONCE), y.split(SAMPLES_AT_ONCE), strict=True)
     radius = torch.cat([objective.radius(*(side.to(device) for side in part)) for part in parts])
     reached = {
