@@ -83,12 +83,12 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
             some tables want an encoder; digits and clothes do not.
         components: of cells: train them in so many principal components of the training samples (tables), so that
             noise in the other directions is not learned by heart. None, or as many as there are columns: all.
-        deform: shift, turn and bend images a little while refining: helps digits, hurts clothes. Each piece then comes
-            in nine poses, too, which it need not learn (no encoder), see `Poses`.
+        deform: shift, turn and bend images a little while refining: helps digits, hurts clothes. Each piece of grey
+            images without an encoder then comes in nine poses, too, which it need not learn, see `Poses`.
         refinement_options: of cells, what else may be chosen, as `otad compare` does: "pieces" of a class in the mean,
-            the number of "poses" of each (1: as they are; digits want all 9),
-            "temperature" and "ramp" of the loss, "learning_rate" and "epochs" (see `refine_diagram`), "noise" on
-            samples of tables with all their columns (see `Noise`).
+            the number of "poses" of each (images without an encoder; 1: as they are), "temperature" and "ramp" of the
+            loss, "learning_rate" and "epochs" (see `refine_diagram`), "noise" on samples of tables with all their
+            columns (see `Noise`).
         n_neighbors: K of "neighborhood" and "network".
         network_width, network_layers, network_heads: size of "network", see `CIPNet` (published: 2048, 6, 8).
         network_problems: solved problems that it learns from (published: 50,000).

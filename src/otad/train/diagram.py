@@ -167,7 +167,8 @@ class LearnedDiagram(nn.Module):
         return super()._apply(fn, recurse)
 
     def _pieces(self, which: Int[Tensor, "batch few"]) -> Float[Tensor, "batch few d"]:
-        # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads.
+        # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads (nor have
+        # poses on a CPU).
         if self.poses is None:
             return nn.functional.embedding(which, self.sites)
         rows = which.flatten()
