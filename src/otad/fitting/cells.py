@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from otad.cip import PowerDiagram
 from otad.nn import CenteredFlatten, EncodedStem, dense_encoders, patch_encoders
-from otad.train import DiagramRefinement, LearnedDiagram, Pose, Poses, refine_diagram
+from otad.train import USUAL_POSES, DiagramRefinement, LearnedDiagram, Poses, refine_diagram
 
 __all__ = ["encoded", "principal_basis", "spread", "train_cells"]
 
@@ -29,7 +29,7 @@ def train_cells(
     seed: int,
     encoder: str | None = None,
     components: int | None = None,
-    poses: Sequence[Pose] = (),
+    poses: int = 1,
     **options: Any,
 ) -> tuple[nn.Module, DiagramRefinement, Int[Tensor, " pieces"]]:
     """A power diagram whose pieces start at some of the samples.
@@ -49,7 +49,7 @@ def train_cells(
             the classes count then.
         components: of the samples less their mean, principal ones, at most those that the samples vary in; where there
             are no more columns, or for None, all columns.
-        poses: that every piece comes in (images, no encoder), see `LearnedDiagram`: times as many pieces as `most`.
+        poses: of every piece (images, no encoder), the first of `USUAL_POSES`: so many times `most`; 1 leaves them out.
         options: of `refine_diagram`.
 
     Returns:
@@ -60,7 +60,7 @@ def train_cells(
     """
     if components is not None:
         _check_components(components, inputs, encoder, options)
-    if poses and (encoder is not None or inputs.ndim != 4 or not isinstance(stem, CenteredFlatten)):
+    if poses > 1 and (encoder is not None or inputs.ndim != 4 or not isinstance(stem, CenteredFlatten)):
         raise ValueError("poses are of images on a CenteredFlatten, without an encoder; leave them out")
     seen, basis = stem, None
     if components is not None and components < inputs.shape[1]:
@@ -75,7 +75,7 @@ def train_cells(
             seen = encoded(seen, encoder, shape, components=None if basis is None else basis.shape[1])
         pieces = spread(classes, most)
         start = _started(seen, inputs[samples[pieces]], classes[pieces], poses)
-        pieces = pieces.repeat_interleave(max(1, len(poses)))
+        pieces = pieces.repeat_interleave(poses)
     found = refine_diagram(start, seen, inputs, labels, seed=seed, **options)
     if basis is None:
         return seen, found, pieces
@@ -133,11 +133,10 @@ def spread(y: Int[Tensor, " n"], most: int) -> Int[Tensor, " pieces"]:
 
 
 @torch.no_grad()
-def _started(
-    stem: nn.Module, inputs: Float[Tensor, "n ..."], classes: Int[Tensor, " n"], poses: Sequence[Pose]
-) -> LearnedDiagram:
+def _started(stem: nn.Module, inputs: Float[Tensor, "n ..."], classes: Int[Tensor, " n"], poses: int) -> LearnedDiagram:
     """Pieces at these samples; on an encoder, which is still to be trained, random ones of their classes."""
     points = stem(inputs)
     if isinstance(stem, EncodedStem):
         return LearnedDiagram.on_encoder(points.shape[1], classes)
-    return LearnedDiagram(points, classes, poses=Poses(stem.mean, poses) if poses else None)  # type: ignore[arg-type]
+    posed = Poses(stem.mean, USUAL_POSES[:poses]) if poses > 1 else None  # type: ignore[arg-type]
+    return LearnedDiagram(points, classes, poses=posed)

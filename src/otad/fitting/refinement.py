@@ -116,7 +116,7 @@ def _fit_cells(
         transport.y,
         encoder=encoder,
         components=parameters["components"],
-        poses=USUAL_POSES[:poses] if poses > 1 else (),
+        poses=poses,
         target_radius=float(parameters["target_radius"]),
         box=(0.0, 1.0) if images and not encoder else None,
         most=usual if share is None else round(share * classes),

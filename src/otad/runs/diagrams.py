@@ -18,7 +18,7 @@ from otad.defense import OTAD, CellInterpolation, identity_head
 from otad.fitting import train_cells, usual_cells
 from otad.nn import CenteredFlatten
 from otad.runs.fitted import Fitted
-from otad.train import USUAL_POSES, Deformations, Noise, usual_epochs
+from otad.train import Deformations, Noise, usual_epochs
 from otad.train.loop import Augment
 
 __all__ = ["Cells", "fit_cells"]
@@ -137,7 +137,7 @@ def fit_cells(
             most=usual_cells(len(y), tried.poses) if tried.pieces is None else tried.pieces * classes,
             encoder=tried.encoder,
             components=tried.components,
-            poses=USUAL_POSES[: tried.poses] if tried.poses > 1 else (),
+            poses=tried.poses,
             target_radius=tried.reach * threat.eps,
             temperature=tried.temperature,
             ramp=tried.ramp,
