@@ -183,7 +183,7 @@ class LearnedDiagram(nn.Module):
     def _searched(self) -> "_Search":
         """All pieces; in poses as they were a few steps ago, which is near enough to find some by."""
         found = self._search
-        if found is None or found.left == 0:
+        if found is None:
             sites = self._copies()
             left = 1 if self.poses is None else POSED_AGAIN
             found = _Search(sites, sites.to(_coarse(sites.device)), sites.square().sum(1), left)
