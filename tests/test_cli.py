@@ -379,10 +379,10 @@ def test_cells_of_a_table_in_principal_components(run: Run, tmp_path: Path) -> N
 def test_cells_with_options_of_their_own(run: Run, tmp_path: Path) -> None:
     words = [*TINY, "--n-train", "100", "--n-test", "20", "--attacks", "none", "--target-radius", "0.5"]
     options = ["--refinement-option", "pieces=3", "--refinement-option", "epochs=4"]
-    options += ["--refinement-option", "temperature=0.3"]
+    options += ["--refinement-option", "temperature=0.3", "--refinement-option", "poses=2"]
     code, _, err = run("train", "digits", "--out", tmp_path / "run", *words, *options)
     assert code == 0, err
-    assert len(load_model(tmp_path / "run").interpolation.diagram.slopes) == 30  # type: ignore[union-attr, arg-type]
+    assert len(load_model(tmp_path / "run").interpolation.diagram.slopes) == 60  # type: ignore[union-attr, arg-type]
     assert " ".join(options) in (tmp_path / "run" / "report.html").read_text("utf-8")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert len(metrics["extra"]["refinement"]["history"]) == 4
