@@ -98,7 +98,7 @@ def test_planes_are_those_of_a_search(
 
     In half precision pieces that are nearly as good may be found instead, whose least distance is about the same.
     """
-    monkeypatch.setattr("otad.train.diagram._coarse", lambda device: coarse)
+    monkeypatch.setattr("otad.train.learned_diagram._coarse", lambda device: coarse)
     draws = torch.Generator().manual_seed(0)
     classes = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
     diagram = LearnedDiagram(torch.randn(len(classes), 5, generator=draws), classes, encoded=encoded)
@@ -118,8 +118,8 @@ def test_planes_are_those_of_a_search(
         ]
         expected[n] = torch.tensor(max(kept, key=min))
     for pairs, numbers in ((1000, 1 << 21), (0, 1 << 21), (0, 1)):
-        monkeypatch.setattr("otad.train.diagram.ALL_PAIRS", pairs)
-        monkeypatch.setattr("otad.train.diagram.AT_ONCE", (numbers, numbers))
+        monkeypatch.setattr("otad.train.learned_diagram.ALL_PAIRS", pairs)
+        monkeypatch.setattr("otad.train.learned_diagram.AT_ONCE", (numbers, numbers))
         found = diagram(x, y).sort(1).values
         compared = slice(None) if coarse == torch.float32 else slice(1)
         torch.testing.assert_close(found[:, compared], expected.sort(1).values[:, compared], atol=within, rtol=within)

@@ -54,7 +54,7 @@ def test_the_first_pose_leaves_images_alone_and_a_shift_moves_them_right() -> No
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])
 def test_pieces_in_poses_are_as_many_pieces(box: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same distances, same diagram; the gradient of a site is that of its copies, each taken back to it."""
-    monkeypatch.setattr("otad.train.diagram._coarse", lambda device: torch.float32)
+    monkeypatch.setattr("otad.train.learned_diagram._coarse", lambda device: torch.float32)
     x, y = digits(0, 200)
     stem = CenteredFlatten(x.mean(0))
     poses = Poses(stem.mean)
