@@ -313,7 +313,7 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(
     code, out, err = run("train", "digits", "--out", tmp_path / "run", *words)
     assert code == 0, err
     assert "interpolated map on the training set: features reproduced" in out
-    assert "before and after refinement for L2 0.5" in out
+    assert "before and after training for L2 0.5" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["lipschitz"] == (pytest.approx(1) if refinement == "potential" else None)
     reached = metrics["extra"]["refinement"]

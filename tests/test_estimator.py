@@ -14,9 +14,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from otad import OTADClassifier
 from otad.attacks import ThreatModel
 from otad.certificate import certify
-from otad.errors import ModelFolderError
+from otad.data import load
+from otad.errors import DataError, ModelFolderError
 from otad.evaluation import evaluate
 from otad.fitting import train_cells
+from otad.runs import health_without_transport
 from otad.train import Noise
 
 QUICK = {"epochs": 8, "n_blocks": 2, "width": 32, "device": "cpu", "random_state": 0}
@@ -442,6 +444,23 @@ def test_pieces_are_of_the_class_of_most_twins(digits: tuple[np.ndarray, np.ndar
     assert refined is not None
     assert torch.equal(clf.transport_.y[refined.pieces].sort().values, refined.learned.classes)  # type: ignore[union-attr]
     assert torch.equal(clf.transport_.y[refined.pieces], torch.tensor(y)[clf.transport_.samples[refined.pieces] % 80])
+
+
+@pytest.mark.parametrize("lost", [0, 4, 9])
+def test_a_class_of_twins_of_others_has_no_pieces(digits: tuple[np.ndarray, np.ndarray], lost: int) -> None:
+    X, y = (part[:200] for part in digits)
+    others = X[y != lost], y[y != lost]
+    twice = np.concatenate([others[0]] * 2 + [others[0][:20]])
+    labels = np.concatenate([others[1]] * 2 + [np.full(20, lost)])
+    with pytest.raises(DataError, match="no point of its own"):
+        OTADClassifier(target_radius=0.4, **QUICK).fit(twice, labels)  # type: ignore[arg-type]
+
+
+def test_health_without_transport_is_of_a_map_whatever_is_refined() -> None:
+    data = load("digits", n_train=200, n_test=20)
+    cells = {"target_radius": 0.5, "encoder": "dense", "refinement_options": {"pieces": 2}}
+    health = health_without_transport(data, cells, epochs=1, seed=0)
+    assert health == health_without_transport(data, {}, epochs=1, seed=0)
 
 
 def test_components_belong_to_cells_of_tables(digits: tuple[np.ndarray, np.ndarray]) -> None:

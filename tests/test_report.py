@@ -242,7 +242,7 @@ def test_a_refined_model_is_told_before_and_after(report: Report, pictures: dict
         assert "largest error of a training feature" not in words
         for share in ("25.0 %", "12.5 %", "96.0 %", "81.0 %", "93.0 %"):
             assert share in words
-    assert "before and after refinement for L2 0.5" in table
+    assert "before and after training for L2 0.5" in table
     assert "Before and after refinement" in text
     assert "refinement" not in report.table() + Page(report.to_html(**pictures)).text
 

@@ -116,8 +116,9 @@ class OTADClassifier(ClassifierMixin, BaseEstimator):
         regularity_, lipschitz_: of the global potential (fixed bounds or None for the others).
         seed_: drawn from `random_state`, of all that is random in fit.
         refined_: with `target_radius`, the learned pieces and the stem below them; else None.
-        refinement_: with `target_radius`, accuracy, certified accuracy and feature error on the training set "before"
-            and "after", and one dict per epoch in "history"; else None.
+        refinement_: with `target_radius`, on the training set "before" and "after", accuracy, the share beyond it as
+            training estimates it ("certified") and, of a potential, feature error, and one dict per epoch in "history";
+            else None.
         network_error_: how near "network" comes to the exact solutions of held-out problems, {kind of query: {figure:
             value}} (see `otad.nn.cip_net.Imitation`); empty for the others. network_history_: one dict per epoch.
 

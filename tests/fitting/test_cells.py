@@ -113,3 +113,39 @@ def test_directions_without_variance_are_left_out() -> None:
     assert principal_basis(flat, 20).shape == (48, 8)
     assert principal_basis(flat[:5], 20).shape == (48, 4)
     assert torch.allclose(principal_basis(flat, 20)[8:], torch.zeros(40, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("poses", [0, -1, 10])
+def test_there_are_nine_poses_at_most(poses: int) -> None:
+    x, y = digits()
+    images = x[:60].unflatten(1, (1, 8, 8))
+    settings = {"most": 20, "poses": poses, "target_radius": 0.4, "epochs": 1, "seed": 0}
+    with pytest.raises(ValueError, match="poses must be from 1 to 9"):
+        train_cells(CenteredFlatten(images.mean(0)), images, y[:60], torch.arange(60), y[:60], **settings)  # type: ignore[arg-type]
+
+
+def test_pieces_start_somewhere() -> None:
+    x, y = digits()
+    with pytest.raises(ValueError, match="no samples"):
+        train_cells(CenteredFlatten(x.mean(0)), x, y, y[:0], y[:0], most=20, target_radius=0.4, epochs=1, seed=0)
+
+
+def test_an_encoder_has_the_precision_of_the_samples() -> None:
+    x, y = (part[:200] for part in digits())
+    x = x.double()
+    options = {"target_radius": 0.4, "epochs": 2, "temperature": 0.5, "seed": 1, "device": "cpu"}
+    stem, found, _ = train_cells(
+        CenteredFlatten(x.mean(0)),
+        x,
+        y,
+        torch.arange(200),
+        y,
+        most=10,
+        encoder="dense",
+        **options,  # type: ignore[arg-type]
+    )
+    assert stem(x).dtype == torch.float64
+    model = OTAD(stem, CellInterpolation(found.diagram), identity_head(10))
+    a, b = torch.randn(2, 2000, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert ((stem(a) - stem(b)).norm(dim=1) <= (a - b).norm(dim=1) * (1 + 1e-9)).all()
+    assert (certify(model, x).radius >= 0).all()

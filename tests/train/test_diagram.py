@@ -214,12 +214,13 @@ def test_a_ramp_gives_up_wrong_labels_and_certifies_more_of_the_right_ones() -> 
     assert shares[1] > shares[0] + 0.05
 
 
-@pytest.mark.parametrize("wrong", [{"target_radius": 0.0}, {"temperature": 0.0}, {"temperature": float("nan")}])
-def test_radius_and_temperature_must_be_positive(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize("name", ["target_radius", "temperature", "learning_rate"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_radius_temperature_and_rate_must_be_positive(name: str, value: float) -> None:
     x, y = digits(0, 100)
     stem = CenteredFlatten(x.mean(0))
-    settings: dict[str, Any] = {"target_radius": 0.3, "epochs": 1} | wrong
-    with pytest.raises(ValueError, match="positive"):
+    settings: dict[str, Any] = {"target_radius": 0.3, "epochs": 1, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
         refine_diagram(LearnedDiagram(stem(x), y), stem, x, y, **settings)
 
 
@@ -229,6 +230,13 @@ def test_a_box_needs_a_stem_that_keeps_it() -> None:
     diagram = LearnedDiagram.on_encoder(16, y)
     with pytest.raises(ValueError, match="box"):
         refine_diagram(diagram, stem, x, y, target_radius=0.3, epochs=1, box=(0.0, 1.0))
+
+
+def test_a_box_has_an_inside() -> None:
+    x, y = digits(0, 100)
+    stem = CenteredFlatten(x.mean(0))
+    with pytest.raises(ValueError, match="least to the largest"):
+        refine_diagram(LearnedDiagram(stem(x), y), stem, x, y, target_radius=0.3, epochs=1, box=(1.0, 0.0))
 
 
 def test_pieces_and_stem_must_belong_together() -> None:
@@ -242,6 +250,8 @@ def test_pieces_and_stem_must_belong_together() -> None:
 def test_every_class_needs_a_point() -> None:
     with pytest.raises(ValueError, match="every class"):
         LearnedDiagram(torch.zeros(2, 3), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="must be two"):
+        LearnedDiagram(torch.zeros(2, 3), torch.tensor([0, 0]))
 
 
 @pytest.mark.slow
@@ -296,4 +306,14 @@ def test_threads_do_not_change_the_result(two_threads: None) -> None:
         diagram = LearnedDiagram(x[:12], y[:12])
         diagram(x, y).sum().backward()
         found.append(diagram.sites.grad)
+    assert all(torch.equal(found[0], again) for again in found[1:])
+
+
+def test_nor_that_of_the_weights(two_threads: None) -> None:
+    """On an encoder all other classes count: many gradients meet in a few weights."""
+    torch.manual_seed(0)
+    classes = torch.arange(150)
+    x, y = torch.randn(512, 32), torch.arange(512) % 150
+    diagram = LearnedDiagram.on_encoder(32, classes)
+    found = [torch.autograd.grad(diagram(x, y).sum(), diagram.weights)[0] for _ in range(30)]
     assert all(torch.equal(found[0], again) for again in found[1:])

@@ -94,7 +94,7 @@ class Part(StrEnum):
 
 
 DATA_HELP = (
-    "A file (.csv, .csv.gz, .parquet, .npz, .h5ad), a folder of images by class, "
+    "A file (.csv, .csv.gz, .parquet, .npz, .h5ad), a folder of images by class, cifar-10-batches-bin, "
     "or a name that `otad info` lists, such as mnist-5k."
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]

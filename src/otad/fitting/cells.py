@@ -56,10 +56,15 @@ def train_cells(
         inputs to the points that the diagram is about, the training's result, and which of `samples` the pieces are.
 
     Raises:
-        ValueError: what does not go with components; see also `refine_diagram`.
+        ValueError: what does not go with components or poses, or no samples; see also `LearnedDiagram` and
+            `refine_diagram`.
     """
     if components is not None:
         _check_components(components, inputs, encoder, options)
+    if not 1 <= poses <= len(USUAL_POSES):
+        raise ValueError(f"poses must be from 1 to {len(USUAL_POSES)}; got {poses}")
+    if len(classes) == 0:
+        raise ValueError("there are no samples for pieces to start at")
     if poses > 1 and (encoder is not None or inputs.ndim != 4 or not isinstance(stem, CenteredFlatten)):
         raise ValueError("poses are of images on a CenteredFlatten, without an encoder; leave them out")
     seen, basis = stem, None
@@ -72,7 +77,7 @@ def train_cells(
         torch.manual_seed(seed)
         if encoder is not None:
             shape = inputs.shape[1:] if basis is None else basis.shape[:1]
-            seen = encoded(seen, encoder, shape, components=None if basis is None else basis.shape[1])
+            seen = encoded(seen, encoder, shape, components=None if basis is None else basis.shape[1]).to(inputs.dtype)
         pieces = spread(classes, most)
         start = _started(seen, inputs[samples[pieces]], classes[pieces], poses)
         pieces = pieces.repeat_interleave(poses)

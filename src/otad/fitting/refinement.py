@@ -98,6 +98,10 @@ def _fit_cells(
     training: Mapping[str, Any],
 ) -> tuple[Refined, DiagramRefinement]:
     images, encoder, classes = inputs.ndim == 4, parameters["encoder"], backbone.head.out_features
+    if int(torch.bincount(transport.y, minlength=classes).min()) == 0:
+        raise DataError(
+            "a class has no point of its own: all of its samples are twins of more samples of other classes"
+        )
     grey = images and inputs.shape[1] == 1
     options = dict(parameters["refinement_options"] or {})
     share, noise = options.pop("pieces", None), options.pop("noise", None)
@@ -124,10 +128,6 @@ def _fit_cells(
         **training,
         **options,
     )
-    if found.diagram.n_classes != classes:
-        raise DataError(
-            "a class has no point of its own: all of its samples are twins of more samples of other classes"
-        )
     return Refined(stem, found.diagram, identity_head(classes), pieces), found
 
 

@@ -75,8 +75,8 @@ def _map_notes(report: Report) -> list[str]:
     if refined:
         before, after = refined["before"], refined["after"]
         notes.append(
-            f"training set before and after refinement for L2 {number(refined['target_radius'])}: accuracy "
-            f"{percent(before['accuracy'])} and {percent(after['accuracy'])}, certified there "
+            f"training set, pieces before and after training for L2 {number(refined['target_radius'])}: accuracy "
+            f"{percent(before['accuracy'])} and {percent(after['accuracy'])}, beyond it by training's estimate "
             f"{percent(before['certified'])} and {percent(after['certified'])}"
         )
     notes.extend(

@@ -127,7 +127,7 @@ def fit_cells(
         candidates = candidates[:1]  # nothing can be held out
 
     def trained(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
-        inputs, labels = x[rows], y[rows]
+        inputs, labels, start = x[rows], y[rows], time.perf_counter()
         stem, found, pieces = train_cells(
             CenteredFlatten(inputs.mean(0)),
             inputs,
@@ -153,6 +153,7 @@ def fit_cells(
             "pieces": len(pieces),
             "epochs": len(found.history),
             "seconds": found.history[-1].seconds,
+            "other_seconds": time.perf_counter() - start - found.history[-1].seconds,
             "before": found.before,
             "after": found.after,
         }
@@ -162,7 +163,8 @@ def fit_cells(
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
     most = max(candidates, key=_cost)
     trained(some, most, 1)  # what is set up once does not count
-    epoch = float(trained(some, most, 1)[1]["seconds"]) / len(some) * len(y)
+    timed = trained(some, most, 1)[1]
+    epoch, beside = (timed[name] / len(some) * len(y) for name in ("seconds", "other_seconds"))
     usual = usual_epochs(len(y))
     left = deadline - time.perf_counter()
     longest = usual * max(tried.longer for tried in candidates)
@@ -170,15 +172,16 @@ def fit_cells(
         candidates, longest = [tried._replace(longer=1) for tried in candidates], usual
         logger.info("%g minutes may cut the final training: no setting takes more than %d epochs", minutes, usual)
     brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
-    latest = deadline - min(longest * epoch, left / 2)  # for the final training to begin
-    seconds: dict[Cells, float] = {}  # of an epoch over all samples
+    latest = deadline - min(longest * epoch + beside, left / 2)  # for the final training to begin
+    seconds: dict[Cells, tuple[float, float]] = {}  # of an epoch over all samples, and of what is beside epochs
 
     def score(tried: Cells, split: int, epochs: int) -> float:
         held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, APART * seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
         module, facts = trained(every[~held], tried, tried.longer * epochs)
-        seconds[tried] = facts["seconds"] / facts["epochs"] * len(y) / int((~held).sum())
+        more = len(y) / int((~held).sum())
+        seconds[tried] = facts["seconds"] / facts["epochs"] * more, facts["other_seconds"] * more
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
@@ -186,7 +189,8 @@ def fit_cells(
     splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
     chosen, trials = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
     full = chosen.longer * usual
-    epochs = max(1, min(full, math.floor((deadline - time.perf_counter()) / seconds.get(chosen, epoch))))
+    epoch, beside = seconds.get(chosen, (epoch, beside))
+    epochs = max(1, min(full, math.floor((deadline - time.perf_counter() - beside) / epoch)))
     if epochs < full:
         logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, full)
     module, facts = trained(every, chosen, epochs)

@@ -127,7 +127,7 @@ def run(
     report = _attack(stages, "attack", own, data.x_test, y, knowledge, common)
     others: dict[str, Report] = {}
     if clf.refinement_ is not None:
-        with stages.stage("certify_map", "certify the interpolated map, before refinement"):
+        with stages.stage("certify_map", "certify the interpolated map"):
             left = map_opponent(clf, data.x_test)
             others[left.name] = _measure(left, data.x_test, y, knowledge, common | {"attacks": ()})
     if rivals and attacking and network:
@@ -174,6 +174,7 @@ def health_without_transport(data: Dataset, settings: Mapping[str, Any], *, epoc
     own = dict(settings) | {"interpolation": "neighborhood", "alpha": 0.0, "margin": 0.0, "epochs": epochs}
     # Nobody asks it anything.
     own |= {"retrieval": "euclidean", "embedding_epochs": None, "embedding_width": None, "target_radius": None}
+    own |= {"encoder": None, "components": None, "refinement_options": None}
     clf = OTADClassifier(random_state=seed, **own)
     clf.fit(data.x_train, data.y_train)
     return dict(clf.health_)

@@ -34,8 +34,9 @@ class DiagramRefinement:
     Attributes:
         diagram: with the learned pieces.
         before, after: on the training samples, without augmentation: "accuracy", and "certified", the share beyond the
-            target radius by the single planes of training, those between the best eight pieces of each class;
-            `otad.certify` proves, and mostly more.
+            target radius by the single planes of training, those between the best eight pieces of each class. An
+            estimate: within a box another piece than the nearest without it may be nearer. `otad.certify` proves, and
+            mostly more.
         history: one row per epoch, those before a resumed checkpoint included.
     """
 
@@ -102,16 +103,20 @@ def refine_diagram(
         progress: show a bar.
 
     Raises:
-        ValueError: target_radius, temperature or epochs not positive, inputs and y of different lengths, a box that
-            the stem does not keep, or a diagram for another kind of stem.
+        ValueError: target_radius, temperature, learning_rate or epochs not positive, inputs and y of different lengths,
+            a box that is empty or that the stem does not keep, or a diagram for another kind of stem.
         OTADError: training diverged.
 
     Source: the distances bound those of the exact certificate (`PowerDiagram.distance`); for nearest prototypes see
         Voracek, Hein, ICML 2022, arXiv 2207.07208; for the ramp Collobert, Sinz, Weston, Bottou, ICML 2006.
     """
     epochs = usual_epochs(len(inputs), batch_size) if epochs is None else epochs
-    if not (target_radius > 0 and temperature > 0):
-        raise ValueError(f"target_radius and temperature must be positive; got {target_radius} and {temperature}")
+    rates = {"target_radius": target_radius, "temperature": temperature, "learning_rate": learning_rate}
+    for name, value in rates.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite; got {value}")
+    if box is not None and not box[0] < box[1]:
+        raise ValueError(f"a box is from the least to the largest value; got {box}")
     if ramp is not None and not -math.inf < ramp < math.inf:
         raise ValueError(f"ramp must be a number or None; got {ramp}")
     encoding = [parameter for parameter in stem.parameters() if parameter.requires_grad]

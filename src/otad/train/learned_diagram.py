@@ -47,7 +47,7 @@ class LearnedDiagram(nn.Module):
             through its copies: what they share need not be learned for each.
 
     Raises:
-        ValueError: a class without points.
+        ValueError: a class without points, or fewer than two classes.
 
     Source: Aurenhammer, SIAM J. Comput. 16 (1987).
     """
@@ -66,8 +66,8 @@ class LearnedDiagram(nn.Module):
         self.encoded, self.poses = encoded, poses
         copies = 1 if poses is None else poses.count
         self.counts = (copies * torch.bincount(classes)).tolist()
-        if 0 in self.counts:
-            raise ValueError("every class 0, 1, .. needs at least one point")
+        if 0 in self.counts or len(self.counts) < 2:
+            raise ValueError(f"every class 0, 1, .. needs at least one point, and there must be two; got {self.counts}")
         order = torch.argsort(classes, stable=True)
         self.register_buffer("classes", classes[order].repeat_interleave(copies))
         self.sites = nn.Parameter(points.detach()[order].clone())
@@ -93,7 +93,8 @@ class LearnedDiagram(nn.Module):
         """Signed distances to planes that keep some piece of y apart from one of each of the nearest other classes.
 
         The least of a row bounds the distance to the cells of other classes, and is negative where y is not predicted,
-        as far as the pieces that decide are found; `PowerDiagram.distance` proves.
+        as far as the pieces that decide are found: those looked at are the best ones by rounded scores, and the
+        nearest ones without the box. `PowerDiagram.distance` proves.
 
         Args:
             x: points.
@@ -107,7 +108,7 @@ class LearnedDiagram(nn.Module):
         apart = first - second
         middle = 0 if self.encoded else (first + second) / 2
         ahead = torch.einsum("bcd,bcd->bc", apart, x[:, None] - middle)
-        ahead = ahead + self.weights[own][:, None] - self.weights[other]
+        ahead = ahead + self._weighed(own[:, None]) - self._weighed(other)
         length = apart.square().sum(2).clamp(min=TINY).sqrt()
         distance = ahead / (length if self.encoded else torch.where(ahead > 0, length, length.detach()))
         if box is None:
@@ -135,12 +136,15 @@ class LearnedDiagram(nn.Module):
 
     def _pieces(self, which: Int[Tensor, "batch few"]) -> Float[Tensor, "batch few d"]:
         # Unlike an index, an embedding has a backward pass whose sums do not depend on the order of threads (nor have
-        # poses on a CPU).
+        # poses on a CPU). So have the weights.
         if self.poses is None:
             return nn.functional.embedding(which, self.sites)
         rows = which.flatten()
         sites = nn.functional.embedding(rows // self.poses.count, self.sites)
         return self.poses(sites, rows % self.poses.count).unflatten(0, which.shape)
+
+    def _weighed(self, which: Int[Tensor, "batch few"]) -> Float[Tensor, "batch few"]:
+        return nn.functional.embedding(which, self.weights[:, None]).squeeze(2)
 
     @torch.no_grad()
     def _copies(self) -> Float[Tensor, "pieces d"]:
