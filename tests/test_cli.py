@@ -323,7 +323,7 @@ def test_a_potential_is_refined_certified_attacked_and_loaded(
     assert fit["train_accuracy"] == pytest.approx(reached["after"]["accuracy"], abs=0.01)
     assert metrics["certified_accuracy"]["0.5"] <= metrics["clean_accuracy"]
     html = (tmp_path / "run" / "report.html").read_text("utf-8")
-    assert "Before and after refinement" in html
+    assert "Before and after training the pieces" in html
     assert "--target-radius 0.5" in html
     rows = list(csv.DictReader(io.StringIO(run("predict", tmp_path / "run", "digits", "--quiet")[1])))
     right = np.mean([row["predicted"] == row["label"] for row in rows])

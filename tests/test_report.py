@@ -243,8 +243,8 @@ def test_a_refined_model_is_told_before_and_after(report: Report, pictures: dict
         for share in ("25.0 %", "12.5 %", "96.0 %", "81.0 %", "93.0 %"):
             assert share in words
     assert "before and after training for L2 0.5" in table
-    assert "Before and after refinement" in text
-    assert "refinement" not in report.table() + Page(report.to_html(**pictures)).text
+    assert "Before and after training the pieces" in text
+    assert "after training" not in report.table() + Page(report.to_html(**pictures)).text
 
 
 def test_a_certificate_above_the_attack_is_called_a_contradiction(report: Report) -> None:
