@@ -53,7 +53,6 @@ def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
     x, y = torch.tensor(X[:200] / 16, dtype=torch.float32), torch.tensor(y[:200])
     facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1e-6).facts
     assert facts["epochs"] == 1
-    assert facts["settings"]["longer"] == 1, "the final training would be as short for all"
     assert facts["validation"] == []
 
 
@@ -80,10 +79,10 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
     second = 10, pytest.approx(0.4), 0.5, None, 5, None, None, None
     assert len(trained) == 2
     assert all(options in (first, second) for options in trained)
-    assert {(options["most"], options["epochs"]) for options in seen[2:]} == {(20, 6), (10, 4)}, "longer than usual"
+    assert {(options["most"], options["epochs"]) for options in seen[3:]} == {(20, 6), (10, 4)}, "longer than usual"
     assert [row["epochs"] for row in facts["validation"]] == [6, 4]
     assert facts["epochs"] == seen[-1]["epochs"]
-    assert len(seen) == 2 + 2 * diagrams.MOST_SPLITS + 1, "two to tell the time, and one of all samples"
+    assert len(seen) == 3 + 2 * diagrams.MOST_SPLITS + 1, "three to tell the times, and one of all samples"
 
 
 def test_pieces_of_images_have_as_many_poses_as_the_candidate_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,21 +102,21 @@ def test_the_better_half_meets_again_on_other_splits_for_longer() -> None:
     first, best = min(truth, key=lambda tried: truth[tried]), max(truth, key=lambda tried: truth[tried])
     seen = []
 
-    def score(tried: Cells, split: int, epochs: int) -> float:
-        seen.append((split, epochs))
+    def score(tried: Cells, split: int, share: float) -> float:
+        seen.append((split, share))
         return truth[tried] - (2.5 if split == 0 and tried == best else 0.0)
 
-    chosen, trials = diagrams._rounds(tuple(truth), score, 4, 15, 1, 0.0, math.inf)
+    chosen, trials = diagrams._rounds(dict.fromkeys(truth, 0.0), score, 0.3, 1, math.inf)
     assert chosen == best
-    assert [trials[tried].epochs for tried in truth] == [4, 4, 8, 8, 8]
+    assert [trials[tried].share for tried in truth] == [0.3, 0.3, 0.6, 0.6, 0.6]
     assert trials[best].scores == [5.0, 5.0], "those of shorter trainings do not count"
-    assert seen == [(0, 4)] * 5 + [(1, 8)] * 3 + [(2, 8)] * 2, "no training is longer than the usual one"
-    assert diagrams._rounds(tuple(truth), score, 4, 15, 1, 1.0, -math.inf) == (first, {})
+    assert seen == [(0, 0.3)] * 5 + [(1, 0.6)] * 3 + [(2, 0.6)] * 2, "no training is longer than a whole one"
+    assert diagrams._rounds(dict.fromkeys(truth, 1.0), score, 0.3, 1, -math.inf) == (first, {})
     seen.clear()
-    chosen, trials = diagrams._rounds(tuple(truth), score, 8, 15, 2, 0.0, math.inf)
+    chosen, trials = diagrams._rounds(dict.fromkeys(truth, 0.0), score, 0.6, 2, math.inf)
     assert chosen == best
     assert [len(trials[tried].scores) for tried in truth] == [2, 2, 4, 6, 6]
-    assert seen[:16] == [(0, 8)] * 5 + [(1, 8)] * 5 + [(2, 8)] * 3 + [(3, 8)] * 3
+    assert seen[:16] == [(0, 0.6)] * 5 + [(1, 0.6)] * 5 + [(2, 0.6)] * 3 + [(3, 0.6)] * 3
 
 
 def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +125,13 @@ def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(diagrams.time, "perf_counter", lambda: clock[0])
 
-    def score(candidate: Cells, split: int, epochs: int) -> float:
-        clock[0] += epochs * (1 if candidate in tried[::2] else 3)  # seconds
+    def score(candidate: Cells, split: int, share: float) -> float:
+        clock[0] += 4 * share * (1 if candidate in tried[::2] else 3)  # seconds
         return float(candidate.pieces or 0)
 
     def splits(latest: float, most: int, expected: float = 12.0) -> list[int]:
         clock[0] = 0.0
-        chosen, trials = diagrams._rounds(tried, score, 4, 4, most, expected, latest)
+        chosen, trials = diagrams._rounds(dict.fromkeys(tried, expected), score, 1.0, most, latest)
         assert chosen == tried[0]
         assert clock[0] <= latest
         return [len(trials[candidate].scores) if candidate in trials else 0 for candidate in tried]
@@ -144,7 +143,7 @@ def test_rounds_keep_to_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert splits(48.0, 1) == [2, 2, 1, 1]
     assert splits(100.0, 9) == [5, 5, 1, 1]  # no second split beyond half of the time
     assert splits(200.0, 9) == [9, 9, 3, 3]
-    twice = [Cells(2, None, 1.0, 1.0), Cells(1, None, 1.0, 1.0, longer=2)]
-    for latest, tries in ((11.9, 0), (12.0, 2)):  # 4 seconds and 8
+    unlike = {tried[0]: 4.0, tried[1]: 8.0}
+    for latest, tries in ((11.9, 0), (12.0, 2)):
         clock[0] = 0.0
-        assert len(diagrams._rounds(twice, lambda *_: 0.0, 4, 4, 1, 4.0, latest)[1]) == tries
+        assert len(diagrams._rounds(unlike, lambda *_: 0.0, 1.0, 1, latest)[1]) == tries

@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -57,21 +57,42 @@ class Cells(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Scores of a candidate, one a split, of the longest trainings it had: of so many epochs, times `longer`."""
+    """Scores of a candidate, one a split, of the longest trainings it had: that share of the whole one."""
 
-    epochs: int
+    share: float
     scores: list[float]
+
+
+class Seconds(NamedTuple):
+    """Time of a training over all samples: of an epoch, and of what is beside epochs."""
+
+    epoch: float
+    beside: float
+
+    def of(self, epochs: int) -> float:
+        """All of it."""
+        return epochs * self.epoch + self.beside
+
+    def epochs(self, seconds: float) -> int:
+        """That fit into so much time."""
+        return math.floor((seconds - self.beside) / self.epoch)
 
 
 # In the order they are tried while the budget lasts; none need be the estimator's default. Few pieces, a high
 # temperature and noise (for which training takes longer) learn less by heart, which small tables need, and a low
 # temperature suits classes that many samples keep apart; pieces of photographs want an encoder below them, while
-# those of grey images live by the box, which an encoder does not keep.
+# those of many grey images live by the box, which an encoder does not keep.
 CELLS_OF_GREY_IMAGES = (
     Cells(None, None, 1.0, 0.16),
     Cells(None, "usual", 1.0, 0.16, poses=9),
     Cells(None, "gentle", 1.0, 0.12, ramp=1.0),
     Cells(None, "usual", 1.0, 0.16),
+)
+# Likewise: few pieces, or an encoder, and a ramp that lets go of what cannot be told apart; digits can.
+CELLS_OF_FEW_GREY_IMAGES = (
+    Cells(2, "gentle", 1.3, 0.25, "dense", ramp=0.5),
+    Cells(None, "usual", 1.0, 0.16, poses=9),
+    Cells(10, "gentle", 1.3, 0.16, ramp=1.0, poses=9),
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
@@ -89,6 +110,8 @@ CELLS_OF_WIDE_TABLES = (
 )
 WIDE = 200  # columns
 VALIDATION_SHARE = 0.2
+MANY_IMAGES = 20_000
+LEAST_SHARE = 0.2  # of a whole training
 MEASURED_CELLS = 1000  # held-out samples that cells are chosen by in a round, on one split or on several
 MOST_SPLITS = 8
 APART = 1000  # splits of one seed and the next
@@ -101,17 +124,17 @@ def fit_cells(
 ) -> Fitted:
     """A power diagram trained for its certificate at the threat's radius, within a budget of training time.
 
-    An epoch over some samples tells the time of training. Then each of the settings for such data is trained on four
-    fifths of the training samples, for a fifth of the usual epochs (its own usual ones, see `Cells`) or for more where
-    that takes less than a quarter of the budget for all, and certified on the rest (at most 1,000); its score is the
-    accuracy plus the mean of the certified radius, which is 0 for wrong labels and counts in units of 1.6 times the
-    threat's, up to one. Where there are fewer held-out samples a round goes over up to eight splits, until it has seen
-    1,000 or used its share of time. The better half goes on to another round, with other splits and twice the epochs
-    (where these are no more than the usual ones), and so on; scores after equally many epochs are averaged, those after
-    fewer are dropped. What would not leave the time of the longest training, or half of the budget, for the final one
-    is left out: the last settings of the first round, and the worse ones of later rounds. Where the budget is so short
-    that the final training may be cut, all have equally many epochs. Images are certified for perturbations that stay
-    images where there is no encoder.
+    An epoch over some samples tells how long each of the settings for such data takes: its whole training has the usual
+    epochs (its own usual ones, see `Cells`), or as many as fit into half of the budget. Then each is trained on four
+    fifths of the training samples, for a fifth of that or for more where all take less than a quarter of the budget,
+    and certified on the rest (at most 1,000); its score is the accuracy plus the mean of the certified radius, which is
+    0 for wrong labels and counts in units of 1.6 times the threat's, up to one. Where there are fewer held-out samples
+    a round goes over up to eight splits, until it has seen 1,000 or used its share of time. The better half goes on to
+    another round, with other splits and for twice as long (but no longer than a whole training), and so on; scores
+    after equal shares of the whole training are averaged, those after lesser ones are dropped. What would not leave the
+    time of the longest training, or half of the budget, for the final one is left out: the last settings of the first
+    round, and the worse ones of later rounds. Images are certified for perturbations that stay images where there is no
+    encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -161,43 +184,43 @@ def fit_cells(
 
     every = torch.arange(len(y))
     some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
-    most = max(candidates, key=_cost)
-    trained(some, most, 1)  # what is set up once does not count
-    timed = trained(some, most, 1)[1]
-    epoch, beside = (timed[name] / len(some) * len(y) for name in ("seconds", "other_seconds"))
-    usual = usual_epochs(len(y))
-    left = deadline - time.perf_counter()
-    longest = usual * max(tried.longer for tried in candidates)
-    if longest > usual and longest * epoch > left / 2:  # may be cut short: equally many for all
-        candidates, longest = [tried._replace(longer=1) for tried in candidates], usual
-        logger.info("%g minutes may cut the final training: no setting takes more than %d epochs", minutes, usual)
-    brief = max(1, usual // 5, min(usual, math.floor(left / 4 / (sum(tried.longer for tried in candidates) * epoch))))
-    latest = deadline - min(longest * epoch + beside, left / 2)  # for the final training to begin
-    seconds: dict[Cells, tuple[float, float]] = {}  # of an epoch over all samples, and of what is beside epochs
+    seconds: dict[Cells, Seconds] = {}  # over all samples
 
-    def score(tried: Cells, split: int, epochs: int) -> float:
+    def timed(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
+        module, facts = trained(rows, tried, epochs)
+        more = len(y) / len(rows)
+        seconds[tried] = Seconds(facts["seconds"] / facts["epochs"] * more, facts["other_seconds"] * more)
+        return module, facts
+
+    trained(some, candidates[0], 1)  # what is set up once does not count
+    for tried in candidates:
+        timed(some, tried, 1)
+    usual, left = usual_epochs(len(y)), deadline - time.perf_counter()
+    full = {tried: max(1, min(tried.longer * usual, seconds[tried].epochs(left / 2))) for tried in candidates}
+    expected = {tried: seconds[tried].of(full[tried]) for tried in candidates}
+    share = max(LEAST_SHARE, min(1.0, left / 4 / sum(expected.values())))
+    latest = deadline - min(max(expected.values()), left / 2)  # for the final training to begin
+
+    def score(tried: Cells, split: int, share: float) -> float:
         held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, APART * seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
-        module, facts = trained(every[~held], tried, tried.longer * epochs)
-        more = len(y) / int((~held).sum())
-        seconds[tried] = facts["seconds"] / facts["epochs"] * more, facts["other_seconds"] * more
+        module, _ = timed(every[~held], tried, max(1, round(share * full[tried])))
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
     splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
-    chosen, trials = _rounds(candidates, score, brief, usual, splits, brief * epoch, latest)
-    full = chosen.longer * usual
-    epoch, beside = seconds.get(chosen, (epoch, beside))
-    epochs = max(1, min(full, math.floor((deadline - time.perf_counter() - beside) / epoch)))
-    if epochs < full:
-        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, full)
+    chosen, trials = _rounds(expected, score, share, splits, latest)
+    most = chosen.longer * usual
+    epochs = max(1, min(most, seconds[chosen].epochs(deadline - time.perf_counter())))
+    if epochs < most:
+        logger.warning("%g minutes are enough for %d of the usual %d epochs", minutes, epochs, most)
     module, facts = trained(every, chosen, epochs)
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
         tried._asdict()
-        | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": tried.longer * trial.epochs}
+        | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": max(1, round(trial.share * full[tried]))}
         for tried, trial in trials.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
@@ -205,12 +228,10 @@ def fit_cells(
 
 
 def _rounds(
-    candidates: Sequence[Cells],
-    score: Callable[[Cells, int, int], float],
-    epochs: int,
-    most: int,
+    expected: Mapping[Cells, float],
+    score: Callable[[Cells, int, float], float],
+    share: float,
     splits: int,
-    expected: float,
     latest: float,
 ) -> tuple[Cells, dict[Cells, Trial]]:
     """The best candidate, and what was tried: the better half of a round goes on to the next.
@@ -218,16 +239,14 @@ def _rounds(
     A round begins where two rivals at least fit into what time is left, and begins no further split beyond its share.
 
     Args:
-        candidates: in the order they are tried.
-        score: (candidate, split, epochs) -> score.
-        epochs: of the first round; each has twice those of the one before where these are not more than `most`.
-        most: epochs of any round.
+        expected: seconds of each candidate's whole training, in the order they are tried.
+        score: (candidate, split, share of the whole training) -> score.
+        share: of the first round; each has twice that of the one before, where this is not more than 1.
         splits: of any round, at most.
-        expected: seconds of a candidate in the first round, of one that is trained `longer` so many times as much.
         latest: when all must be done, by `time.perf_counter`.
     """
     trials: dict[Cells, Trial] = {}
-    rivals, lasted, split = list(candidates), {tried: tried.longer * expected for tried in candidates}, 0
+    rivals, lasted, split = list(expected), {tried: share * whole for tried, whole in expected.items()}, 0
     while True:
         began = time.perf_counter()
         while len(rivals) > 1 and began + sum(lasted[tried] for tried in rivals) > latest:
@@ -240,15 +259,15 @@ def _rounds(
                 break
             for tried in rivals:
                 start = time.perf_counter()
-                if tried not in trials or trials[tried].epochs < epochs:
-                    trials[tried] = Trial(epochs, [])
-                trials[tried].scores.append(score(tried, split, epochs))
+                if tried not in trials or trials[tried].share < share:
+                    trials[tried] = Trial(share, [])
+                trials[tried].scores.append(score(tried, split, share))
                 lasted[tried] = time.perf_counter() - start
             split += 1
         rivals = sorted(rivals, key=lambda tried: -mean(trials[tried].scores))[: math.ceil(len(rivals) / 2)]
-        if 2 * epochs <= most:
+        if 2 * share <= 1:
             lasted = {tried: 2 * lasted[tried] for tried in rivals}
-            epochs *= 2
+            share *= 2
 
 
 def _changes(x: Tensor, tried: Cells) -> Augment | None:
@@ -258,14 +277,10 @@ def _changes(x: Tensor, tried: Cells) -> Augment | None:
     return Noise(tried.noise) if tried.noise else None
 
 
-def _cost(tried: Cells) -> tuple[str, float, int, bool, str]:
-    """Grows with the time of an epoch."""
-    pieces = math.inf if tried.pieces is None else tried.pieces
-    return tried.encoder or "", pieces, tried.poses, tried.components is None, tried.deformed or ""
-
-
 def _cells_for(x: Tensor) -> Sequence[Cells]:
     """Settings to choose among, by the kind of data."""
     if x.ndim != 4:
         return (*CELLS_OF_WIDE_TABLES, *CELLS_OF_TABLES) if x.shape[1] >= WIDE else CELLS_OF_TABLES
-    return CELLS_OF_GREY_IMAGES if x.shape[1] == 1 else CELLS_OF_PHOTOGRAPHS
+    if x.shape[1] > 1:
+        return CELLS_OF_PHOTOGRAPHS
+    return CELLS_OF_GREY_IMAGES if len(x) >= MANY_IMAGES else CELLS_OF_FEW_GREY_IMAGES
