@@ -91,7 +91,7 @@ CELLS_OF_GREY_IMAGES = (
 # Clothes, some of which nothing tells apart, so that a ramp gives them up; and digits.
 CELLS_OF_FEW_GREY_IMAGES = (
     Cells(2, "gentle", 1.3, 0.25, "dense", ramp=0.5),
-    Cells(None, "usual", 1.0, 0.16, poses=9),
+    Cells(None, "usual", 1.2, 0.16, poses=9),
 )
 CELLS_OF_PHOTOGRAPHS = (Cells(1, "usual", 1.7, 1.7, "patches"),)
 CELLS_OF_TABLES = (
