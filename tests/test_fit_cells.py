@@ -1,5 +1,6 @@
 """otad-cells: settings chosen on held-out training samples, within a budget."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,11 +21,11 @@ def test_the_best_of_the_tried_settings_is_trained_and_certified(monkeypatch: py
     monkeypatch.setattr(diagrams, "MOST_SPLITS", 2)
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:300] / 16, dtype=torch.float32), torch.tensor(y[:300])
-    fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0)
+    fitted = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=3.0)
     tried = fitted.facts["validation"]
     assert len(tried) == len(CELLS_OF_TABLES)
     assert all(row["splits"] >= 2 for row in tried)
-    best = max(tried, key=lambda row: (row["splits"], row["epochs"] / row["longer"], row["score"]))
+    best = max(tried, key=lambda row: (row["splits"], row["share"], row["score"]))
     assert fitted.facts["settings"] == {name: best[name] for name in fitted.facts["settings"]}
     assert fitted.certify is not None
     # Training counts by single planes; what is proven is at least that.
@@ -72,7 +73,7 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(diagrams, "train_cells", spy)
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:100] / 16).float(), torch.tensor(y[:100])
-    facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1.0).facts
+    facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=3.0).facts
     names = ("most", "target_radius", "temperature", "encoder", "components", "ramp", "augment", "learning_rate")
     trained = {tuple(options[name] for name in names) for options in seen}
     first = 20, pytest.approx(0.6), 0.3, "dense", None, 1.0, Noise(0.2), 1e-2
@@ -83,6 +84,51 @@ def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> 
     assert [row["epochs"] for row in facts["validation"]] == [6, 4]
     assert facts["epochs"] == seen[-1]["epochs"]
     assert len(seen) == 3 + 2 * diagrams.MOST_SPLITS + 1, "three to tell the times, and one of all samples"
+
+
+@pytest.mark.parametrize(
+    ("slow", "epochs", "splits"),
+    [
+        (10.0, (8, 2), 2),  # 108 seconds are left, so 20 and 5 epochs are whole, a quarter of 108 holds 0.39 of those
+        (14.0, (8, 1), 3),  # 104; 20 and 3; 0.42
+        (30.0, (9, 1), 1),  # 88; 20 and 1; 0.44
+        (60.0, (), 0),  # 58; 20 and 1, which is all that half of it holds
+    ],
+)
+def test_each_setting_has_its_share_of_what_it_could_train_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, slow: float, epochs: tuple[int, ...], splits: int
+) -> None:
+    """By a clock that tells a second for an epoch of the one setting, `slow` of them for the other."""
+    rivals = (Cells(2, None, 1.0, 0.3), Cells(1, None, 1.0, 0.3))
+    monkeypatch.setattr(diagrams, "_cells_for", lambda x: rivals)
+    monkeypatch.setattr(diagrams, "usual_epochs", lambda n: 20)
+    X, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(X[:100] / 16).float(), torch.tensor(y[:100])
+    clock = [0.0]
+    monkeypatch.setattr(diagrams.time, "perf_counter", lambda: clock[0])
+
+    def timed(stem: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        module, found, pieces = train_cells(stem, inputs, *args, **options)
+        lasted = options["epochs"] * (1.0 if options["most"] == 20 else slow) * len(inputs) / len(x)
+        clock[0] += lasted
+        history = [dataclasses.replace(row, seconds=lasted) for row in found.history]
+        return module, dataclasses.replace(found, history=history), pieces
+
+    monkeypatch.setattr(diagrams, "train_cells", timed)
+    facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=2.0).facts
+    assert tuple(row["epochs"] for row in facts["validation"]) == epochs
+    assert all(row["splits"] == splits for row in facts["validation"])
+    assert clock[0] <= 120.0
+    if facts["settings"]["pieces"] == 2:
+        assert facts["epochs"] == 20
+    else:
+        assert clock[0] > 120.0 - slow, "no time is left for one more"
+
+
+def test_few_grey_images_have_settings_of_their_own() -> None:
+    assert diagrams._cells_for(torch.zeros(19_999, 1, 1, 1)) == diagrams.CELLS_OF_FEW_GREY_IMAGES
+    assert diagrams._cells_for(torch.zeros(20_000, 1, 1, 1)) == diagrams.CELLS_OF_GREY_IMAGES
+    assert diagrams._cells_for(torch.zeros(2, 3, 1, 1)) == diagrams.CELLS_OF_PHOTOGRAPHS
 
 
 def test_pieces_of_images_have_as_many_poses_as_the_candidate_says(monkeypatch: pytest.MonkeyPatch) -> None:

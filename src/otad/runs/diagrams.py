@@ -132,8 +132,8 @@ def fit_cells(
     another round, with other splits and for twice as long (but no longer than a whole training), and so on; scores
     after equal shares of the whole training are averaged, those after lesser ones are dropped. What would not leave the
     time of the longest training, or half of the budget, for the final one is left out: the last settings of the first
-    round, and the worse ones of later rounds. Images are certified for perturbations that stay images where there is no
-    encoder.
+    round, and the worse ones of later rounds. The final one has the usual epochs, or what time is left. Images are
+    certified for perturbations that stay images where there is no encoder.
 
     Args:
         x: training samples, (n, ...).
@@ -182,7 +182,8 @@ def fit_cells(
         return module, facts
 
     every = torch.arange(len(y))
-    some = torch.from_numpy(stratified_subset(y.numpy(), min(len(y), TIMED_CELLS), seed))
+    many = min(len(y), max(TIMED_CELLS, usual_cells(len(y))))  # as many as there are pieces to start at
+    some = torch.from_numpy(stratified_subset(y.numpy(), many, seed))
     seconds: dict[Cells, Seconds] = {}  # over all samples
 
     def timed(rows: Tensor, tried: Cells, epochs: int) -> tuple[OTAD, dict[str, Any]]:
@@ -196,20 +197,24 @@ def fit_cells(
         timed(some, tried, 1)
     usual, left = usual_epochs(len(y)), deadline - time.perf_counter()
     full = {tried: max(1, min(tried.longer * usual, seconds[tried].epochs(left / 2))) for tried in candidates}
-    expected = {tried: seconds[tried].of(full[tried]) for tried in candidates}
-    share = max(LEAST_SHARE, min(1.0, left / 4 / sum(expected.values())))
-    latest = deadline - min(max(expected.values()), left / 2)  # for the final training to begin
+    whole = {tried: seconds[tried].of(full[tried]) for tried in candidates}
+    share = max(LEAST_SHARE, min(1.0, left / 4 / sum(whole.values())))
+    latest = deadline - min(max(whole.values()), left / 2)  # for the final training to begin
+
+    def partial(tried: Cells, share: float) -> int:
+        return max(1, round(share * full[tried]))
 
     def score(tried: Cells, split: int, share: float) -> float:
         held = torch.from_numpy(held_out(y.numpy(), VALIDATION_SHARE, APART * seed + split))
         measured = every[held]
         measured = measured[stratified_subset(y[measured].numpy(), min(len(measured), MEASURED_CELLS), seed)]
-        module, _ = timed(every[~held], tried, max(1, round(share * full[tried])))
+        module, _ = timed(every[~held], tried, partial(tried, share))
         certificate = certify(module, x[measured], box=threat.box)
         right = certificate.label == y[measured].numpy()
         return float((right * (1 + (certificate.radius / (COUNTED * threat.eps)).clip(max=1))).mean())
 
     splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
+    expected = {tried: seconds[tried].of(partial(tried, share)) for tried in candidates}
     chosen, trials = _rounds(expected, score, share, splits, latest)
     most = chosen.longer * usual
     epochs = max(1, min(most, seconds[chosen].epochs(deadline - time.perf_counter())))
@@ -219,7 +224,8 @@ def fit_cells(
     facts |= {"settings": chosen._asdict(), "train_accuracy": facts["after"]["accuracy"]}
     facts["validation"] = [
         tried._asdict()
-        | {"score": mean(trial.scores), "splits": len(trial.scores), "epochs": max(1, round(trial.share * full[tried]))}
+        | {"score": mean(trial.scores), "splits": len(trial.scores)}
+        | {"share": trial.share, "epochs": partial(tried, trial.share)}
         for tried, trial in trials.items()
     ]
     knowledge = AttackerKnowledge(smoothed=module.smoothed)
@@ -238,14 +244,14 @@ def _rounds(
     A round begins where two rivals at least fit into what time is left, and begins no further split beyond its share.
 
     Args:
-        expected: seconds of each candidate's whole training, in the order they are tried.
+        expected: seconds of each candidate in the first round, in the order they are tried.
         score: (candidate, split, share of the whole training) -> score.
         share: of the first round; each has twice that of the one before, where this is not more than 1.
         splits: of any round, at most.
         latest: when all must be done, by `time.perf_counter`.
     """
     trials: dict[Cells, Trial] = {}
-    rivals, lasted, split = list(expected), {tried: share * whole for tried, whole in expected.items()}, 0
+    rivals, lasted, split = list(expected), dict(expected), 0
     while True:
         began = time.perf_counter()
         while len(rivals) > 1 and began + sum(lasted[tried] for tried in rivals) > latest:
