@@ -49,12 +49,13 @@ def test_wide_tables_may_be_cut_to_their_principal_components(monkeypatch: pytes
     assert torch.allclose(module(x[:10] + noise - noise @ basis @ basis.T), module(x[:10]), atol=1e-3)
 
 
-def test_a_budget_too_small_for_choosing_still_trains_an_epoch() -> None:
+def test_a_budget_too_small_for_choosing_still_trains_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
     X, y = load_digits(return_X_y=True)
     x, y = torch.tensor(X[:200] / 16, dtype=torch.float32), torch.tensor(y[:200])
     facts = fit_cells(x, y, ThreatModel("l2", 0.4, None), minutes=1e-6).facts
     assert facts["epochs"] == 1
     assert facts["validation"] == []
+    assert f"enough to try 0 of {len(CELLS_OF_TABLES)} settings" in caplog.text
 
 
 def test_candidates_are_trained_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

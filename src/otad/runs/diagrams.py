@@ -216,6 +216,8 @@ def fit_cells(
     splits = min(MOST_SPLITS, math.ceil(MEASURED_CELLS / (VALIDATION_SHARE * len(y))))
     expected = {tried: seconds[tried].of(partial(tried, share)) for tried in candidates}
     chosen, trials = _rounds(expected, score, share, splits, latest)
+    if len(trials) < len(candidates) > 1:
+        logger.warning("%g minutes are enough to try %d of %d settings", minutes, len(trials), len(candidates))
     most = chosen.longer * usual
     epochs = max(1, min(most, seconds[chosen].epochs(deadline - time.perf_counter())))
     if epochs < most:
